@@ -1,0 +1,1 @@
+"""The stream processor of Lapse and the tools of those who operate it."""

@@ -1,0 +1,237 @@
+"""What is this process told to do, and by whom?
+
+Every setting can be given in three places; the first that names it wins:
+
+1. a flag, which reaches `Settings(...)` as a keyword (None means: not given),
+2. a variable `LAPSE_<NAME>`,
+3. a line `name = value` in `lapse.toml` in the current directory.
+
+What is refused is refused at start by a `ConfigError` that names the setting, the value and what is allowed. Two
+defaults depend on what is there: `kafka` is the broker that `lapse broker up` started, and `worker_key` is made once
+for development, which is safe only where nobody else can reach the log.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from lapse.pipeline.broker import record
+from lapse.schemas.errors import ConfigError
+
+__all__ = ["KAFKA_DEFAULT", "WORKER_KEY_LENGTH_MIN", "Settings", "is_loopback"]
+
+KAFKA_DEFAULT: Final = "127.0.0.1:9092"
+FILE: Final = "lapse.toml"
+
+# 16 bytes are 128 bits where the key is random; NIST SP 800-107 asks 112 of an HMAC key. Made ones have 256.
+WORKER_KEY_LENGTH_MIN: Final = 16
+_KEY_FILE: Final = "worker.key"
+
+_DAY_MS: Final = 86_400_000
+
+# Kafka allows 249 characters in a topic's name; the longest of ours ("dead-letters") leaves 237.
+TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,200}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
+
+
+class Settings(BaseSettings):
+    """Everything a worker or an operator's command can be told. Frozen; raises `ConfigError` for what it refuses."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAPSE_", toml_file=FILE, extra="forbid", frozen=True, validate_default=True, env_ignore_empty=True
+    )
+
+    directory: Path = Field(Path(".lapse"), description="where the local broker and the development key live")
+    kafka: Name = Field(
+        default_factory=lambda data: _local_broker(data.get("directory")),
+        description="bootstrap servers, host:port, comma separated",
+    )
+    prefix: TopicPrefix = Field("lapse.", description="what every topic's name begins with")
+    # A worker keeps one transactional producer a partition (64 of them: 272 sockets, 24 MB; measured).
+    partitions: int = Field(8, ge=1, le=1024, description="partitions of the co-partitioned topics")
+    replication: int | None = Field(None, ge=1, le=16, description="replicas; none: 1 on one broker, else 3")
+    group: Name = Field(
+        default_factory=lambda data: f"{data.get('prefix', 'lapse.')}processor",
+        description="the workers' consumer group",
+    )
+    worker: Name = Field(
+        default_factory=socket.gethostname, description="this worker's stable name (static membership)"
+    )
+    unknown_sessions: Literal["adopt", "reject"] = Field("adopt", description="what a touch without a start does")
+    worker_key_given: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LAPSE_WORKER_KEY"),
+        description="the key that control records are signed with",
+    )
+    grace_ms: int = Field(250, ge=0, le=60_000, description="the time publishing a touch may take")
+    # Ticks come once a second: a gap below that would hold every idle ending for ever.
+    gap_ms: int = Field(3_000, ge=1_001, le=3_600_000, description="a longer silence of the log is an outage")
+    gap_grace_ms: int = Field(5_000, ge=0, le=3_600_000, description="how long idle endings are held after an outage")
+    checkpoint_interval_ms: int = Field(2_000, ge=100, le=60_000, description="how often the state is checkpointed")
+    age_max_ms: int = Field(3_600_000, ge=1_000, le=_DAY_MS, description="an older activity is taken as this old")
+    ended_memory_ms: int = Field(3_600_000, ge=1_000, le=30 * _DAY_MS, description="how long an ended session is known")
+    violation_after_ms: int = Field(
+        2_000, ge=0, le=3_600_000, description="activity so long after its end is a violation"
+    )
+    session_life_max_ms: int = Field(
+        30 * _DAY_MS,
+        ge=60_000,
+        le=3_660 * _DAY_MS,
+        description="no session lives longer; how long revocations are kept",
+    )
+
+    def __init__(self, **flags: Any) -> None:
+        given = {name: value for name, value in flags.items() if value is not None}
+        if isinstance(key := given.pop("worker_key", None), bytes):
+            key = key.decode("utf-8")
+        if key is not None:
+            given["LAPSE_WORKER_KEY"] = key
+        try:
+            super().__init__(**given)
+        except ValidationError as refused:
+            # A default that waits for a refused setting is not refused itself.
+            errors = [error for error in refused.errors() if error["type"] != "default_factory_not_called"]
+            raise ConfigError("; ".join(map(_explain, errors))) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _File(settings_cls)
+
+    @field_validator("kafka")
+    @classmethod
+    def _kafka_is_servers(cls, value: str) -> str:
+        for server in value.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+                raise ValueError("must be host:port, several separated by commas")
+        return value
+
+    @field_validator("worker_key_given")
+    @classmethod
+    def _worker_key_is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().strip().encode()) < WORKER_KEY_LENGTH_MIN:
+            raise ValueError(f"must have at least {WORKER_KEY_LENGTH_MIN} bytes")
+        return value
+
+    @property
+    def worker_key(self) -> bytes:
+        """The key of the workers' control records: the UTF-8 bytes of `LAPSE_WORKER_KEY`.
+
+        Without one, and with a broker on loopback, a random key is made once in `<directory>/worker.key` and used by
+        all workers of this directory. Elsewhere there is no safe default.
+
+        Raises:
+            ConfigError: no key is given and the broker is not on loopback.
+        """
+        if self.worker_key_given is not None:
+            return self.worker_key_given.get_secret_value().strip().encode()
+        if not is_loopback(self.kafka):
+            raise ConfigError(
+                f"LAPSE_WORKER_KEY is not set, and the broker {self.kafka} is not on this machine: give every worker of "
+                f"the group the same secret of at least {WORKER_KEY_LENGTH_MIN} bytes "
+                "(one is made by: openssl rand -base64 32)"
+            )
+        return _development_key(self.directory)
+
+
+class _File(TomlConfigSettingsSource):
+    """`lapse.toml`, with the key under the name that users write."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        try:
+            super().__init__(settings_cls)
+        except (OSError, ValueError) as broken:  # TOMLDecodeError is a ValueError
+            raise ConfigError(f"{FILE} cannot be read: {broken}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        if "worker_key" in values:
+            values["LAPSE_WORKER_KEY"] = values.pop("worker_key")
+        return values
+
+
+def is_loopback(servers: str) -> bool:
+    """Return whether every one of the comma separated `host:port` is an address of this machine alone."""
+
+    def local(server: str) -> bool:
+        host = server.strip().rpartition(":")[0].strip("[]")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    return all(map(local, servers.split(",")))
+
+
+def _local_broker(directory: Path | None) -> str:
+    found = record.running(directory) if directory is not None else None
+    return KAFKA_DEFAULT if found is None else found.bootstrap
+
+
+def _development_key(directory: Path) -> bytes:
+    """Return the key in `worker.key`, made by whoever asks first; workers that start together get the same one."""
+    path = directory / _KEY_FILE
+    directory.mkdir(parents=True, exist_ok=True)
+    # Written aside and linked into place: link() fails if the name exists, and nobody ever reads half a key.
+    draft = directory / f"{_KEY_FILE}.{secrets.token_hex(4)}"
+    try:
+        if not path.exists():
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(secrets.token_urlsafe(32) + "\n")
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                pass
+        key = path.read_bytes().strip()
+    except OSError as broken:
+        raise ConfigError(
+            f"the development key {path} cannot be read or made: {broken}; set LAPSE_WORKER_KEY"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
+    if len(key) < WORKER_KEY_LENGTH_MIN:
+        raise ConfigError(
+            f"the development key {path} has {len(key)} bytes, at least {WORKER_KEY_LENGTH_MIN} are needed: remove it"
+        )
+    return key
+
+
+def _explain(error: ErrorDetails) -> str:
+    """Return one refusal as a sentence: the setting, the value, what is allowed."""
+    name = str(error["loc"][0]) if error["loc"] else "settings"
+    variable = name if name.startswith("LAPSE_") else f"LAPSE_{name.upper()}"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {name}"
+    shown = "" if variable == "LAPSE_WORKER_KEY" else f"={error['input']!r}"
+    field = Settings.model_fields.get(name)
+    bounds = [] if field is None else field.metadata
+    low = next((rule.ge for rule in bounds if hasattr(rule, "ge")), None)
+    high = next((rule.le for rule in bounds if hasattr(rule, "le")), None)
+    if low is not None and high is not None:
+        allowed = f"must be a whole number from {low} to {high}"
+    elif error["type"] == "string_pattern_mismatch":
+        allowed = "must be at most 200 characters of A-Z a-z 0-9 . _ -"
+    else:
+        allowed = error["msg"].removeprefix("Value error, ")
+    return f"{variable}{shown} is refused: {allowed}"
