@@ -1,0 +1,56 @@
+"""Which sessions does a revocation order to end? The records of `lapse.revocations`.
+
+The narrowest field given is the target; the wider ones place it:
+
+    session [subject [tenant]]   that session, whenever it started
+    subject [tenant]             the subject's sessions that started at or before the order (no tenant: the subject
+                                 without one, which is another subject than the same name in a tenant)
+    tenant                       all sessions of the tenant, likewise
+    everyone                     all sessions, likewise; with any other field it is refused, for one of both is a mistake
+
+A target without a subject is written once to every partition with one id.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lapse.schemas.fields import Name, Record, SessionRef, Subject, Tenant
+
+__all__ = ["Revocation", "Target"]
+
+Target = Literal["session", "subject", "tenant", "everyone"]
+
+
+class Revocation(Record):
+    """An order to end sessions now."""
+
+    type: Literal["revocation"] = "revocation"
+    id: Annotated[Name, Field(description="The order's id, unique; repeated orders of one id are one order.")]
+    session: SessionRef | None = None
+    subject: Subject | None = None
+    tenant: Tenant | None = None
+    everyone: Annotated[bool, Field(description="All sessions of all tenants; refused with any other target.")] = False
+    reason: Annotated[Name, Field(description="Why, as a word: admin, credential_change, incident.")] | None = None
+    note: Annotated[str, Field(description="Why, in words, for people.")] | None = None
+    by: Annotated[Name, Field(description="Who ordered it.")] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_target(self) -> "Revocation":
+        narrower = self.session is not None or self.subject is not None or self.tenant is not None
+        if self.everyone and narrower:
+            raise ValueError("everyone excludes session, subject and tenant")
+        if not self.everyone and not narrower:
+            raise ValueError("needs a target: session, subject, tenant or everyone")
+        return self
+
+    @property
+    def target(self) -> Target:
+        """Return which field is the target: the narrowest that is given."""
+        if self.session is not None:
+            return "session"
+        if self.subject is not None:
+            return "subject"
+        if self.tenant is not None:
+            return "tenant"
+        return "everyone"
