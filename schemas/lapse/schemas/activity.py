@@ -74,34 +74,27 @@ class SessionStarted(_SessionActivity):
     """A subject logged in. The first one gives the session's start; a repeated one counts as a touch."""
 
     type: Literal["session.started"] = "session.started"
-    policy: Annotated[Name, Field(description="The policy by name; without it the policies' rules choose.")] | None = (
-        None
-    )
+    policy: Annotated[Name | None, Field(description="The policy by name; null: the rules choose.")] = None
     device: Device | None = None
     network: Network | None = None
     attributes: Annotated[
         dict[Name, Name], Field(description="What the policies' rules may ask for, such as a role.")
     ] = Field(default_factory=dict)
-    token_life_ms: (
-        Annotated[Limit, Field(description="The longest life of a token of this session; denials outlive it.")] | None
-    ) = None
+    token_life_ms: Annotated[
+        Limit | None, Field(description="The longest life of a token of this session; denials outlive it.")
+    ] = None
 
 
 class SessionTouched(_SessionActivity):
     """The user did something. It may stand for several touches that the publisher joined."""
 
     type: Literal["session.touched"] = "session.touched"
-    since_ms: Annotated[Age, Field(description="Age of the first touch it stands for; absent: its own age.")] | None = (
-        None
-    )
-    pause_ms: Annotated[Age, Field(description="The longest pause between the touches it stands for.")] | None = None
-    hold_ms: (
-        Annotated[
-            Age,
-            Field(description="An upload or job counts as activity for so long, capped by the policy's hold_max_ms."),
-        ]
-        | None
-    ) = None
+    since_ms: Annotated[Age | None, Field(description="Age of the first touch it stands for; null: its own.")] = None
+    pause_ms: Annotated[Age | None, Field(description="The longest pause between the touches it stands for.")] = None
+    hold_ms: Annotated[
+        Age | None,
+        Field(description="An upload or job counts as activity for so long, capped by the policy's hold_max_ms."),
+    ] = None
     session_age_ms: SessionAge | None = None
     device: Device | None = None
     network: Network | None = None
@@ -111,7 +104,7 @@ class SessionRefreshed(_SessionActivity):
     """A token was refreshed. It moves nothing; after the session's end it is a violation."""
 
     type: Literal["session.refreshed"] = "session.refreshed"
-    generation: Annotated[Duration, Field(description="Which refresh of the session it is.")] | None = None
+    generation: Annotated[Duration | None, Field(description="Which refresh of the session it is.")] = None
 
 
 class SessionElevated(_SessionActivity):
@@ -143,7 +136,8 @@ _OPTIONAL_INT64_SCHEMA = {"anyOf": [_INT64_SCHEMA, {"type": "null"}]}
 _NAME_SCHEMA = {"type": "string", "minLength": 1, "maxLength": NAME_LENGTH_MAX}
 _ENTRY_SCHEMA: dict[str, Any] = {
     "type": "array",
-    "description": "[session, subject, tenant or null, age_ms, since_ms or null, pause_ms or null]; the last two may be left out.",
+    "description": "[session, subject, tenant or null, age_ms, since_ms or null, pause_ms or null]; the last two may "
+    "be left out.",
     "prefixItems": [
         {**_NAME_SCHEMA, "title": "session"},
         {**_NAME_SCHEMA, "title": "subject"},

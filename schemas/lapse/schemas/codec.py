@@ -108,7 +108,8 @@ def encode(model: Record) -> bytes:
     Raises:
         BadRecord: over RECORD_BYTES_MAX: every reader would refuse it, so it is refused here, where its writer knows.
     """
-    # A model's __dict__ holds its fields in order; orjson writes it at about a fifth of the time of model_dump_json.
+    # A model's __dict__ holds its fields in order; orjson writes it in a third of the time of
+    # model_dump_json (an ending 0.75 against 2.1 us).
     fields = model.__dict__
     if model.compact:
         fields = {name: value for name, value in fields.items() if value is not None and value != {}}

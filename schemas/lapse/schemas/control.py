@@ -23,8 +23,8 @@ class ClockTick(Record):
     owner: Annotated[Name, Field(description="The worker that owns the partition.")]
     mono_ms: Annotated[Age, Field(description="The owner's monotonic clock when it sent this tick.")]
     wall_at: Annotated[Instant, Field(description="The owner's wall clock when it sent this tick.")]
-    prev_ms: Annotated[Age, Field(description="mono_ms of its previous tick; null for the first.")] | None = None
-    ack_ms: Annotated[Age, Field(description="When its previous tick was acknowledged; null: not yet.")] | None = None
+    prev_ms: Annotated[Age | None, Field(description="mono_ms of its previous tick; null for the first.")] = None
+    ack_ms: Annotated[Age | None, Field(description="When its previous tick was acknowledged; null: not yet.")] = None
     up_ms: Annotated[
         Age, Field(description="For how long its appends have not failed or been overdue by more than a second.")
     ]

@@ -42,11 +42,11 @@ class SessionEnded(Record):
     last_seen_at: Annotated[Instant, Field(description="Its last activity that counted.")]
     due_at: Annotated[Instant, Field(description="When it had to end.")]
     decided_at: Annotated[Instant, Field(description="Stamp of the record that settled it.")]
-    idle_ms: Annotated[Limit, Field(description="The idle limit in force; null: none.")] | None
-    absolute_ms: Annotated[Limit, Field(description="The absolute limit in force; null: none.")] | None
+    idle_ms: Annotated[Limit | None, Field(description="The idle limit in force; null: none.")]
+    absolute_ms: Annotated[Limit | None, Field(description="The absolute limit in force; null: none.")]
     policy: Annotated[Name, Field(description="The policy it is reported under.")]
-    policy_version: Annotated[Offset, Field(description="That policy's version; null: built in.")] | None
-    revocation: Annotated[Name, Field(description="Id of the revocation that ended it.")] | None
+    policy_version: Annotated[Offset | None, Field(description="That policy's version; null: built in.")]
+    revocation: Annotated[Name | None, Field(description="Id of the revocation that ended it.")]
     held: Annotated[bool, Field(description="Whether an outage of the log delayed it at all.")]
     evidence: Evidence
     deny_until: Annotated[Instant, Field(description="Until when guards refuse the session.")]

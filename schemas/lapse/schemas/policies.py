@@ -23,9 +23,9 @@ _HOLD_MAX_MS: Final = 3_600_000
 class PolicyMatch(Value):
     """Which sessions a policy applies to without being named."""
 
-    tenant: Annotated[Names, Field(description="Any of these tenants.")] | None = None
-    service: Annotated[Names, Field(description="Started by any of these services.")] | None = None
-    attributes: Annotated[dict[Name, Names], Field(description="Each attribute has any of its values.")] | None = None
+    tenant: Annotated[Names | None, Field(description="Any of these tenants.")] = None
+    service: Annotated[Names | None, Field(description="Started by any of these services.")] = None
+    attributes: Annotated[dict[Name, Names] | None, Field(description="Each attribute has any of its values.")] = None
 
     @property
     def is_empty(self) -> bool:
@@ -38,27 +38,21 @@ class Policy(Record):
 
     type: Literal["policy"] = "policy"
     name: Annotated[Name, Field(description="The policy's name, and the record's key; `default` always exists.")]
-    idle_ms: Annotated[Limit, Field(description="The longest pause between activities; null: no limit.")] | None = (
-        _IDLE_MS
-    )
-    absolute_ms: Annotated[Limit, Field(description="The longest session; null: no limit.")] | None = _ABSOLUTE_MS
-    warn_before_ms: (
-        Annotated[Limit, Field(description="How long before it is due a session's end is announced; null: never.")]
-        | None
-    ) = None
-    hold_max_ms: (
-        Annotated[Limit, Field(description="The longest hold_ms of a touch; null: whatever the touch says.")] | None
-    ) = _HOLD_MAX_MS
-    token_life_ms: (
-        Annotated[
-            Limit,
-            Field(description="The longest life of tokens, which denials outlive where there is no absolute limit."),
-        ]
-        | None
-    ) = None
-    match: Annotated[PolicyMatch, Field(description="Whom it applies to; null: by name only.")] | None = None
-    by: Annotated[Name, Field(description="Who set it.")] | None = None
-    note: Annotated[str, Field(description="Why, in words, for people.")] | None = None
+    idle_ms: Annotated[Limit | None, Field(description="The longest pause; null: no limit.")] = _IDLE_MS
+    absolute_ms: Annotated[Limit | None, Field(description="The longest session; null: no limit.")] = _ABSOLUTE_MS
+    warn_before_ms: Annotated[
+        Limit | None, Field(description="How long before it is due a session's end is announced; null: never.")
+    ] = None
+    hold_max_ms: Annotated[
+        Limit | None, Field(description="The longest hold_ms of a touch; null: whatever the touch says.")
+    ] = _HOLD_MAX_MS
+    token_life_ms: Annotated[
+        Limit | None,
+        Field(description="The longest life of tokens, which denials outlive where there is no absolute limit."),
+    ] = None
+    match: Annotated[PolicyMatch | None, Field(description="Whom it applies to; null: by name only.")] = None
+    by: Annotated[Name | None, Field(description="Who set it.")] = None
+    note: Annotated[str | None, Field(description="Why, in words, for people.")] = None
 
 
 DEFAULT_POLICY: Final = Policy(name="default")

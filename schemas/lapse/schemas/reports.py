@@ -53,7 +53,7 @@ class GuardStatus(Record):
     checks: Annotated[Duration, Field(description="Questions answered since its start.")]
     refused: Annotated[Duration, Field(description="Of these, refused.")]
     allowed_while_stale: Annotated[Duration, Field(description="Of these, let pass while stale.")]
-    propagation_ms: Annotated[PropagationMs, Field(description="null: nothing has come yet.")] | None = None
+    propagation_ms: Annotated[PropagationMs | None, Field(description="null: nothing has come yet.")] = None
 
 
 class GuardApplied(Record):
@@ -87,10 +87,10 @@ class DeadLetter(Record):
     topic: Name
     partition: Partition
     offset: Offset
-    entry: Annotated[Duration, Field(description="Index of the bad entry of a packed record; null: the record.")] | None
+    entry: Annotated[Duration | None, Field(description="Index of the bad entry of a packed record; null: the record.")]
     reason: Annotated[str, Field(min_length=1, max_length=REASON_LENGTH_MAX)]
     size: Annotated[Duration, Field(description="Bytes of the whole value.")]
-    value: Annotated[str, Field(description="base64 of its first 4096 bytes; null: the value was null.")] | None
+    value: Annotated[str | None, Field(description="base64 of its first 4096 bytes; null: the value was null.")]
 
     @classmethod
     def of(

@@ -6,7 +6,7 @@ The narrowest field given is the target; the wider ones place it:
     subject [tenant]             the subject's sessions that started at or before the order (no tenant: the subject
                                  without one, which is another subject than the same name in a tenant)
     tenant                       all sessions of the tenant, likewise
-    everyone                     all sessions, likewise; with any other field it is refused, for one of both is a mistake
+    everyone                     all sessions, likewise; with any other target it is refused: one is a mistake
 
 A target without a subject is written once to every partition with one id.
 """
@@ -31,9 +31,9 @@ class Revocation(Record):
     subject: Subject | None = None
     tenant: Tenant | None = None
     everyone: Annotated[bool, Field(description="All sessions of all tenants; refused with any other target.")] = False
-    reason: Annotated[Name, Field(description="Why, as a word: admin, credential_change, incident.")] | None = None
-    note: Annotated[str, Field(description="Why, in words, for people.")] | None = None
-    by: Annotated[Name, Field(description="Who ordered it.")] | None = None
+    reason: Annotated[Name | None, Field(description="Why, as a word: admin, credential_change, incident.")] = None
+    note: Annotated[str | None, Field(description="Why, in words, for people.")] = None
+    by: Annotated[Name | None, Field(description="Who ordered it.")] = None
 
     @model_validator(mode="after")
     def _has_one_target(self) -> "Revocation":

@@ -5,8 +5,8 @@ policies, forwarded activity) carry a `mac` under the key that only workers have
 
     mac = base64url, unpadded, of HMAC-SHA-256(key, topic | 0x00 | partition in decimal | 0x00 | json)
 
-    json = the record without `mac`, as orjson writes it with OPT_SORT_KEYS: keys sorted at every level by code point, no
-           spaces, UTF-8 unescaped but for `"`, `\\` and control characters, integers in decimal
+    json = the record without `mac`, as orjson writes it with OPT_SORT_KEYS: keys sorted at every level by code point,
+           no spaces, UTF-8 unescaped but for `"`, `\\` and control characters, integers in decimal
 
 Topic and partition are in it so that a record cannot be replayed into another log; an older one of the same log changes
 nothing, by its epoch, version or origin. Unknown fields are signed as well: sign and verify take the plain JSON object.

@@ -175,7 +175,7 @@ def catalogue(
             names.activity,
             "delete",
             _ACTIVITY_RETENTION_MS,
-            key="`tenant/subject`, or `subject` without a tenant; null for packed touches and the owner's control records",
+            key="`tenant/subject`, or `subject` without a tenant; null for packed touches and control records",
             written_by="services; the partition's owner (control records)",
             what="the log that decides",
             co_partitioned=True,
