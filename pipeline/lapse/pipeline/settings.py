@@ -13,6 +13,7 @@ for development, which is safe only where nobody else can reach the log.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -148,8 +149,8 @@ class Settings(BaseSettings):
             return self.worker_key_given.get_secret_value().strip().encode()
         if not is_loopback(self.kafka):
             raise ConfigError(
-                f"LAPSE_WORKER_KEY is not set, and the broker {self.kafka} is not on this machine: give every worker of "
-                f"the group the same secret of at least {WORKER_KEY_LENGTH_MIN} bytes "
+                f"LAPSE_WORKER_KEY is not set, and the broker {self.kafka} is not on this machine: give every worker "
+                f"of the group the same secret of at least {WORKER_KEY_LENGTH_MIN} bytes "
                 "(one is made by: openssl rand -base64 32)"
             )
         return _development_key(self.directory)
@@ -199,10 +200,8 @@ def _development_key(directory: Path) -> bytes:
         if not path.exists():
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
                 file.write(secrets.token_urlsafe(32) + "\n")
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.link(draft, path)
-            except FileExistsError:
-                pass
         key = path.read_bytes().strip()
     except OSError as broken:
         raise ConfigError(

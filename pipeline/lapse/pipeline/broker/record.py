@@ -29,11 +29,11 @@ class BrokerRecord:
     """A broker that was started here.
 
     Attributes:
-        kind: `maven` (a process of ours), `docker` (a compose project of ours) or `given` (`LAPSE_KAFKA`; never written).
+        kind: `maven` (a process of ours), `docker` (a container of ours) or `given` (`LAPSE_KAFKA`; never written).
         bootstrap: `host:port`, comma separated where there are several.
         pid: the process, of kind `maven`.
         started: that process's start time, in the kernel's own unit.
-        container: the compose project's name, of kind `docker`.
+        container: the container's name, of kind `docker`.
     """
 
     kind: BrokerKind
@@ -44,13 +44,13 @@ class BrokerRecord:
 
 
 def process_start(pid: int) -> int | None:
-    """Return the kernel's start time of a process (clock ticks since boot), or None where there is no /proc or process."""
+    """Return the kernel's start time of a process, in clock ticks since boot; None without /proc or the process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field is the command in parentheses and may hold anything, spaces and parentheses included: what follows
-    # its last ")" is fields 3 and on; the start time is field 22 (proc(5)).
+    # The second field is the command in parentheses and may hold anything, spaces and parentheses included: what
+    # follows its last ")" is fields 3 and on; the start time is field 22 (proc(5)).
     fields = stat[stat.rindex(")") + 2 :].split()
     # A zombie has ended; it only waits for its parent to ask how.
     return None if fields[0] in {"Z", "X"} else int(fields[19])
