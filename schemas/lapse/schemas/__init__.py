@@ -14,9 +14,6 @@ from lapse.schemas.activity import (
     SessionTouched,
 )
 from lapse.schemas.codec import (
-    ActivityRecord,
-    EnforcementRecord,
-    ExpiryRecord,
     encode,
     parse_activity,
     parse_dead_letter,
@@ -49,6 +46,7 @@ from lapse.schemas.limits import (
 from lapse.schemas.partitioning import murmur2, partition_of, subject_key
 from lapse.schemas.policies import DEFAULT_POLICY, Policy, PolicyMatch
 from lapse.schemas.references import is_session_reference, session_reference
+from lapse.schemas.registry import ActivityRecord, EnforcementRecord, ExpiryRecord
 from lapse.schemas.reports import DeadLetter, GuardApplied, GuardStatus, PropagationMs, Violation
 from lapse.schemas.revocations import Revocation, Target
 from lapse.schemas.signing import encode_signed, sign, verify

@@ -15,22 +15,13 @@ strict, and a property test holds them to the same reading. Reasons name the fie
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from lapse.schemas.activity import (
-    PackedTouch,
-    PackedTouches,
-    SessionClosed,
-    SessionElevated,
-    SessionRefreshed,
-    SessionStarted,
-    SessionTouched,
-)
-from lapse.schemas.control import ClockTick, PolicyAdopted, RevocationOrdered
-from lapse.schemas.endings import SessionEnded, SessionExpiring, Watermark
+from lapse.schemas.activity import PackedTouch
+from lapse.schemas.endings import SessionExpiring
 from lapse.schemas.errors import BadRecord
 from lapse.schemas.fields import Record
 from lapse.schemas.limits import (
@@ -43,13 +34,23 @@ from lapse.schemas.limits import (
     SCHEMA_VERSION,
 )
 from lapse.schemas.policies import Policy
-from lapse.schemas.reports import DeadLetter, GuardApplied, GuardStatus, Violation
+from lapse.schemas.registry import (
+    ACTIVITY,
+    DEAD_LETTERS,
+    ENFORCEMENT,
+    EXPIRIES,
+    POLICIES,
+    REVOCATIONS,
+    VIOLATIONS,
+    WARNINGS,
+    ActivityRecord,
+    EnforcementRecord,
+    ExpiryRecord,
+)
+from lapse.schemas.reports import DeadLetter, Violation
 from lapse.schemas.revocations import Revocation
 
 __all__ = [
-    "ActivityRecord",
-    "EnforcementRecord",
-    "ExpiryRecord",
     "encode",
     "parse_activity",
     "parse_dead_letter",
@@ -62,41 +63,9 @@ __all__ = [
     "parse_warning",
 ]
 
-ActivityRecord = (
-    SessionStarted
-    | SessionTouched
-    | PackedTouches
-    | SessionRefreshed
-    | SessionElevated
-    | SessionClosed
-    | ClockTick
-    | RevocationOrdered
-    | PolicyAdopted
-)
-ExpiryRecord = SessionEnded | Watermark
-EnforcementRecord = GuardStatus | GuardApplied
-
 R = TypeVar("R", bound=Record)
 _Models = Mapping[str, type[R]]
 
-_ACTIVITY: Final[_Models[Any]] = {
-    "session.started": SessionStarted,
-    "session.touched": SessionTouched,
-    "touches": PackedTouches,
-    "session.refreshed": SessionRefreshed,
-    "session.elevated": SessionElevated,
-    "session.closed": SessionClosed,
-    "clock.tick": ClockTick,
-    "revocation.ordered": RevocationOrdered,
-    "policy.adopted": PolicyAdopted,
-}
-_REVOCATIONS: Final[_Models[Revocation]] = {"revocation": Revocation}
-_POLICIES: Final[_Models[Policy]] = {"policy": Policy}
-_EXPIRIES: Final[_Models[Any]] = {"session.ended": SessionEnded, "watermark": Watermark}
-_WARNINGS: Final[_Models[SessionExpiring]] = {"session.expiring": SessionExpiring}
-_VIOLATIONS: Final[_Models[Violation]] = {"violation": Violation}
-_ENFORCEMENT: Final[_Models[Any]] = {"guard.status": GuardStatus, "guard.applied": GuardApplied}
-_DEAD_LETTERS: Final[_Models[DeadLetter]] = {"dead_letter": DeadLetter}
 
 _PACKED_ENTRY_LENGTH_MIN: Final = 4
 _PACKED_ENTRY_LENGTH_MAX: Final = 6
@@ -136,42 +105,42 @@ def _plain(value: object) -> object:
 
 def parse_activity(value: bytes | None) -> ActivityRecord:
     """Return the record of lapse.activity, or raise BadRecord."""
-    return cast(ActivityRecord, _parse(value, _ACTIVITY))
+    return cast(ActivityRecord, _parse(value, ACTIVITY))
 
 
 def parse_revocation(value: bytes | None) -> Revocation:
     """Return the record of lapse.revocations, or raise BadRecord."""
-    return _parse(value, _REVOCATIONS)
+    return _parse(value, REVOCATIONS)
 
 
 def parse_policy(value: bytes | None) -> Policy:
     """Return the record of lapse.policies, or raise BadRecord."""
-    return _parse(value, _POLICIES)
+    return _parse(value, POLICIES)
 
 
 def parse_expiry(value: bytes | None) -> ExpiryRecord:
     """Return the record of lapse.expiries, or raise BadRecord."""
-    return cast(ExpiryRecord, _parse(value, _EXPIRIES))
+    return cast(ExpiryRecord, _parse(value, EXPIRIES))
 
 
 def parse_warning(value: bytes | None) -> SessionExpiring:
     """Return the record of lapse.warnings, or raise BadRecord."""
-    return _parse(value, _WARNINGS)
+    return _parse(value, WARNINGS)
 
 
 def parse_violation(value: bytes | None) -> Violation:
     """Return the record of lapse.violations, or raise BadRecord."""
-    return _parse(value, _VIOLATIONS)
+    return _parse(value, VIOLATIONS)
 
 
 def parse_enforcement(value: bytes | None) -> EnforcementRecord:
     """Return the record of lapse.enforcement, or raise BadRecord."""
-    return cast(EnforcementRecord, _parse(value, _ENFORCEMENT))
+    return cast(EnforcementRecord, _parse(value, ENFORCEMENT))
 
 
 def parse_dead_letter(value: bytes | None) -> DeadLetter:
     """Return the record of lapse.dead-letters, or raise BadRecord."""
-    return _parse(value, _DEAD_LETTERS)
+    return _parse(value, DEAD_LETTERS)
 
 
 def parse_packed_entry(entry: object, index: int) -> PackedTouch:

@@ -11,9 +11,9 @@ The narrowest field given is the target; the wider ones place it:
 A target without a subject is written once to every partition with one id.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from lapse.schemas.fields import Name, Record, SessionRef, Subject, Tenant
 
@@ -22,8 +22,33 @@ __all__ = ["Revocation", "Target"]
 Target = Literal["session", "subject", "tenant", "everyone"]
 
 
+_NULL: Final = {"type": "null"}
+_TEXT: Final = {"type": "string"}
+# The model's rule about targets in the words of JSON Schema, so that the published schema refuses what the model does.
+_ONE_TARGET: Final[dict[str, Any]] = {
+    "oneOf": [
+        {
+            "title": "everyone, and no other target",
+            "required": ["everyone"],
+            "properties": {"everyone": {"const": True}, "session": _NULL, "subject": _NULL, "tenant": _NULL},
+        },
+        {
+            "title": "a session, a subject or a tenant",
+            "properties": {"everyone": {"const": False}},
+            "anyOf": [
+                {"required": ["session"], "properties": {"session": _TEXT}},
+                {"required": ["subject"], "properties": {"subject": _TEXT}},
+                {"required": ["tenant"], "properties": {"tenant": _TEXT}},
+            ],
+        },
+    ]
+}
+
+
 class Revocation(Record):
     """An order to end sessions now."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
 
     type: Literal["revocation"] = "revocation"
     id: Annotated[Name, Field(description="The order's id, unique; repeated orders of one id are one order.")]
