@@ -1,0 +1,501 @@
+"""DESIGN.md section 2, "One log decides", "Time", "Rules" and "Ticks", sentence by sentence.
+
+Each test is named after a sentence and quotes it. A test says what must happen at exact milliseconds, both sides of each
+boundary; the oracle runs beside the engine in `Partition` and must agree on everything else.
+"""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from lapse.pipeline.engine import PartitionEngine
+from lapse.schemas import Cause, SessionEnded
+from tests.engine.records import (
+    T0,
+    Log,
+    Partition,
+    at,
+    closed,
+    default_policy,
+    elevated,
+    packed,
+    entry,
+    policy_adopted,
+    ref,
+    refreshed,
+    revocation_ordered,
+    seen,
+    settings,
+    started,
+    tick,
+    touched,
+)
+
+IDLE, ABSOLUTE, GRACE = 10_000, 60_000, 250
+
+
+def short() -> Partition:
+    """Return a partition whose sessions idle out after 10 s and end after 60 s."""
+    return Partition(default_policy(IDLE, ABSOLUTE))
+
+
+# One log decides.
+
+
+def _a_log() -> Log:
+    log = Log(settings())
+    log.add(0, default_policy(IDLE, ABSOLUTE))
+    for n in range(5):
+        log.add(100 * n, started(f"s{n}", subject=f"u-{n}"))
+    for ms in range(1000, 30_000, 1000):
+        log.add(ms, tick(ms, prev_ms=ms - 1000, ack_ms=ms - 998))
+        log.add(ms + 10, touched(f"s{ms // 1000 % 2}", subject=f"u-{ms // 1000 % 2}"))
+    log.add(30_000, revocation_ordered(29_900, subject="u-0"))
+    return log
+
+
+def test_every_decision_is_a_pure_function_of_one_logs_prefix() -> None:
+    """So every decision is a pure function of one log's prefix: the same records give the same endings with the same
+    ids, fields included."""
+    log = _a_log()
+    whole = PartitionEngine(log.settings).apply(log.records)
+    one_by_one = PartitionEngine(log.settings)
+    singles = [ending for record in log.records for ending in one_by_one.apply([record]).endings]
+    assert whole.endings == singles
+    assert len(whole.endings) == 4
+    assert len({ending.id for ending in whole.endings}) == 4
+
+
+def test_redelivery_is_harmless() -> None:
+    """From this follow replay, audit, harmless redelivery and crashes."""
+    log = _a_log()
+    engine = PartitionEngine(log.settings)
+    engine.apply(log.records)
+    again = engine.apply(log.records)
+    assert not (again.endings or again.warnings or again.violations or again.forwards or again.dead_letters)
+    assert not again.ticked
+    assert engine.offset == log.next_offset
+
+
+def test_a_stalled_former_owner_can_never_end_a_session_early() -> None:
+    """A stalled former owner can never end a session early."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(9000)
+    p.add(9000, touched())
+    # The former owner wakes up, takes its own clock for the time, and ticks as if it were an hour later.
+    p.tick(9010, epoch=3, mono_ms=3_600_000, wall_at=T0 + 3_600_000)
+    p.tick_until(18_000)
+    assert p.is_live()
+
+
+CONTROL = {
+    "tick": tick(5),
+    "revocation": revocation_ordered(0, subject="u-1"),
+    "policy": default_policy(1, 1),
+}
+
+
+@pytest.mark.parametrize("name", CONTROL)
+@pytest.mark.parametrize("forgery", ["no mac", "another key", "another partition", "another topic", "changed after signing"])
+def test_control_records_without_a_valid_mac_are_dead_lettered(name: str, forgery: str) -> None:
+    """Without a valid one they (and forwarded records) are dead-lettered, since every service may write to this topic."""
+    p = short()
+    p.add(0, started())
+    record = CONTROL[name]
+    if forgery == "another key":
+        record = Log(settings(worker_key=b"not the key of these workers")).signed(record)
+    elif forgery == "another partition":
+        record = Log(settings(partition=1, partitions=2)).signed(record)
+    elif forgery == "another topic":
+        record = Log(settings(topic="other.activity")).signed(record)
+    elif forgery == "changed after signing":
+        record = p.log.signed(record) | {"owner": "w-9", "at": 5, "version": 99}
+    effects = p.add(10, record, sign_it=False)
+    (letter,) = effects.dead_letters
+    assert (letter.topic, letter.partition, letter.offset, letter.entry) == ("lapse.activity", 0, 2, None)
+    assert letter.reason
+    assert not effects.ticked
+    assert p.is_live()
+    assert p.engine.epoch == -1
+
+
+def test_the_mac_is_over_the_json_without_mac_keys_sorted() -> None:
+    """HMAC-SHA-256 over topic, a zero byte, partition in decimal, a zero byte, and the JSON without `mac`, keys sorted."""
+    p = short()
+    p.add(0, started())
+    signed = p.log.signed(tick(10, later_field={"b": 1, "a": [2]}))
+    shuffled = {key: signed[key] for key in sorted(signed, reverse=True)}
+    effects = p.add(10, orjson.dumps(shuffled, option=orjson.OPT_INDENT_2))
+    assert effects.ticked
+    assert not effects.dead_letters
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_policy_version_at_or_below_the_one_in_force_changes_nothing(version: int) -> None:
+    """A policy version at or below the one in force, and a tick of an older epoch, change nothing."""
+    p = Partition(default_policy(IDLE, ABSOLUTE, version=4))
+    p.add(0, started())
+    p.add(10, default_policy(1000, 1000, version=version))
+    p.tick_until(IDLE + GRACE)
+    assert (p.ending.idle_ms, p.ending.policy_version) == (IDLE, 4)
+
+
+def test_a_tick_of_an_older_epoch_changes_nothing() -> None:
+    """A policy version at or below the one in force, and a tick of an older epoch, change nothing."""
+    p = short()
+    p.tick(0)
+    effects = p.add(10, tick(10, epoch=6))
+    assert not effects.ticked
+    assert p.engine.epoch == 7
+    # In a gap it proves nothing either: the hold goes on until the present owner ticks.
+    p.add(20, started())
+    p.add(13_000, tick(13_000, epoch=6))
+    p.add(14_000, tick(14_000, epoch=6, prev_ms=13_000, ack_ms=13_001))
+    p.add(15_000, tick(15_000, epoch=6, prev_ms=14_000, ack_ms=14_001))
+    assert p.is_live()
+
+
+# Time.
+
+
+def test_stamp_is_kept_monotone() -> None:
+    """*stamp*: a record's append time, kept monotone (never below the stamp before it)."""
+    p = short()
+    p.add(5000, started())
+    assert p.engine.stamp == at(5000)
+    p.add(2000, touched())
+    assert p.engine.stamp == at(5000)
+    assert p.last_seen() == 5000
+
+
+def test_the_instant_of_an_activity_is_stamp_minus_age() -> None:
+    """The instant of an activity is `stamp - age_ms`."""
+    p = short()
+    p.add(5000, started(age_ms=1200))
+    assert p.last_seen() == 3800
+    p.tick_until(3800 + IDLE + GRACE)
+    assert p.ending.started_at == p.ending.last_seen_at == at(3800)
+
+
+def test_bad_records_move_the_stamp_too() -> None:
+    """*stamp*: a record's append time. (Whatever the record says: the broker gave it.)"""
+    p = short()
+    p.add(0, started())
+    for ms in range(1000, IDLE + GRACE, 1000):
+        p.add(ms, b"not json")
+    p.add(IDLE + GRACE, None)
+    assert p.ending.evidence.offset == p.log.next_offset - 1
+
+
+# Rules: due.
+
+
+def test_due_is_the_earlier_of_last_seen_plus_idle_and_started_plus_absolute() -> None:
+    """`due = min(last_seen + idle_ms, started + absolute_ms)`; the earlier limit gives the cause."""
+    p = short()
+    p.add(0, started("idler"))
+    p.add(0, started("busy"))
+    for ms in range(5000, 60_000, 5000):
+        p.tick_until(ms)
+        p.add(ms, touched("busy"))
+    p.tick_until(70_000)
+    idle, absolute = p.endings
+    assert (idle.session, idle.cause, idle.due_at) == (ref("idler"), Cause.IDLE, at(IDLE))
+    assert (absolute.session, absolute.cause, absolute.due_at) == (ref("busy"), Cause.ABSOLUTE, at(ABSOLUTE))
+    assert absolute.last_seen_at == at(55_000)
+
+
+@pytest.mark.parametrize(("absolute_ms", "cause"), [(9999, "absolute"), (10_000, "absolute"), (10_001, "idle")])
+def test_at_a_tie_the_cause_is_absolute(absolute_ms: int, cause: str) -> None:
+    """The earlier limit gives the cause, at a tie `absolute`."""
+    p = Partition(default_policy(IDLE, absolute_ms))
+    p.add(0, started())
+    p.tick_until(IDLE + GRACE)
+    assert (p.ending.cause, p.ending.due_at) == (cause, at(min(IDLE, absolute_ms)))
+
+
+def test_live_while_now_is_before_due() -> None:
+    """Live while `now < due`."""
+    p = Partition(default_policy(None, IDLE))
+    p.add(0, started())
+    p.tick_until(IDLE - 1)
+    assert p.is_live()
+    p.tick(IDLE)
+    assert p.ending.decided_at == p.ending.due_at == at(IDLE)
+
+
+def test_without_a_limit_nothing_is_due() -> None:
+    """null = no limit."""
+    p = Partition(default_policy(None, None))
+    p.add(0, started())
+    p.tick_until(100_000)
+    assert p.is_live()
+    assert p.engine.next_due_at() is None
+
+
+# Rules: what counts.
+
+
+@pytest.mark.parametrize(("instant", "counts"), [(IDLE - 1, True), (IDLE, False)])
+def test_an_activity_counts_if_its_instant_is_before_due(instant: int, counts: bool) -> None:
+    """An activity counts if its instant is before due **and** its stamp is before `due + grace_ms`."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(IDLE + 100)
+    p.add(IDLE + 100, touched(age_ms=IDLE + 100 - instant))
+    assert p.last_seen() == (instant if counts else 0)
+    p.tick_until(IDLE + GRACE)
+    assert p.is_live() == counts
+
+
+@pytest.mark.parametrize(("stamp", "counts"), [(IDLE + GRACE - 1, True), (IDLE + GRACE, False)])
+def test_an_activity_counts_if_its_stamp_is_before_due_plus_grace(stamp: int, counts: bool) -> None:
+    """An activity counts if its instant is before due **and** its stamp is before `due + grace_ms`."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(stamp - 200)
+    p.add(stamp, touched(age_ms=1000))
+    assert p.is_live() == counts
+    if not counts:
+        assert (p.ending.cause, p.ending.last_seen_at) == (Cause.IDLE, at(0))
+
+
+@pytest.mark.parametrize(("stamp", "counts"), [(ABSOLUTE - 1, True), (ABSOLUTE, False)])
+def test_for_the_absolute_limit_the_grace_is_0(stamp: int, counts: bool) -> None:
+    """For the absolute limit the grace is 0: nothing can move it."""
+    p = Partition(default_policy(None, ABSOLUTE))
+    p.add(0, started())
+    p.tick_until(stamp - 1)
+    p.add(stamp, touched(age_ms=5000))
+    assert p.is_live() == counts
+    p.tick(ABSOLUTE)
+    assert p.ending.last_seen_at == at(stamp - 5000 if counts else 0)
+    assert p.ending.due_at == at(ABSOLUTE)
+
+
+def test_counting_is_judged_record_by_record() -> None:
+    """This is judged record by record, whatever `T` is."""
+    log = Log(settings())
+    log.add(0, default_policy(IDLE, ABSOLUTE))
+    log.add(0, started())
+    for ms in range(2000, IDLE, 2000):
+        log.add(ms, touched("x"))
+    log.add(IDLE + GRACE - 1, touched(age_ms=GRACE))
+    log.add(IDLE + GRACE + 5000 - 2001, touched("x"))
+    log.add(2 * IDLE - 2 + GRACE, touched("x"))
+    together = PartitionEngine(log.settings).apply(log.records)
+    assert [e.session for e in together.endings] == []
+    p = Partition()
+    for record in log.records:
+        p.apply([record])
+    assert p.last_seen() == IDLE - 1
+
+
+# Rules: settling.
+
+
+def test_each_record_first_settles_what_is_over_at_its_stamp_then_is_applied() -> None:
+    """Each record first settles what is over at its stamp, then is applied."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(IDLE + GRACE - 1)
+    effects = p.add(IDLE + GRACE, touched(age_ms=IDLE))
+    assert [(e.cause, e.last_seen_at) for e in effects.endings] == [(Cause.IDLE, at(0))]
+
+
+@pytest.mark.parametrize("stamp", [IDLE + GRACE - 1, IDLE + GRACE])
+def test_idle_is_settled_at_due_plus_grace(stamp: int) -> None:
+    """Idle: `stamp >= due + grace_ms`, outside a hold."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(stamp)
+    assert p.is_live() == (stamp < IDLE + GRACE)
+
+
+@pytest.mark.parametrize("stamp", [ABSOLUTE - 1, ABSOLUTE])
+def test_absolute_is_settled_at_due(stamp: int) -> None:
+    """Absolute: `stamp >= due`."""
+    p = Partition(default_policy(100_000, ABSOLUTE))
+    p.add(0, started())
+    p.tick_until(stamp)
+    assert p.is_live() == (stamp < ABSOLUTE)
+
+
+def test_the_absolute_limit_inside_the_idle_grace_settles_the_earlier_limit() -> None:
+    """Absolute: `stamp >= due`; the earlier limit gives the cause."""
+    p = Partition(default_policy(IDLE, IDLE + 100))
+    p.add(0, started())
+    p.tick_until(IDLE + 99)
+    assert p.is_live()
+    p.tick(IDLE + 100)
+    assert (p.ending.cause, p.ending.due_at, p.ending.decided_at) == (Cause.IDLE, at(IDLE), at(IDLE + 100))
+
+
+def test_an_activity_must_be_in_time_for_both_limits() -> None:
+    """An activity must be in time for both limits."""
+    p = Partition(default_policy(IDLE, IDLE + 5000))
+    p.add(0, started())
+    p.tick_until(9000)
+    p.add(9000, touched())
+    p.tick_until(14_999)
+    p.add(14_999, touched())
+    assert p.last_seen() == 14_999
+    p.add(15_000, touched(age_ms=1))
+    assert (p.ending.cause, p.ending.last_seen_at) == (Cause.ABSOLUTE, at(14_999))
+
+
+def test_decided_at_is_the_stamp_and_evidence_the_offset_of_the_record_that_settled_it() -> None:
+    """`decided_at` is the stamp, and `evidence.offset` the offset, of the record that settled it."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(10_000)
+    p.add(10_777, b"whatever it is")
+    assert p.ending.decided_at == at(10_777)
+    assert (p.ending.evidence.partition, p.ending.evidence.offset) == (0, p.log.next_offset - 1)
+
+
+def test_the_stamp_that_decides_is_the_monotone_one() -> None:
+    """`decided_at` is the stamp ... of the record that settled it (append times may fall, stamps do not)."""
+    p = short()
+    p.add(0, started(age_ms=IDLE - 100))
+    p.add(200, touched("other", age_ms=0))
+    p.add(349, touched("other"))
+    assert p.is_live()
+    p.add(350, touched("other"))
+    p.add(10, touched("other"))
+    assert p.ending.decided_at == at(350)
+
+
+def test_what_an_old_touch_makes_due_is_settled_by_the_next_record() -> None:
+    """What a record itself makes due (an old touch, a shorter policy) is settled by the next one."""
+    p = short()
+    assert not p.add(100, touched(age_ms=IDLE + 5000)).endings
+    assert p.is_live()
+    (ending,) = p.add(100, tick(100)).endings
+    assert (ending.cause, ending.due_at, ending.decided_at) == (Cause.IDLE, at(100 - 5000), at(100))
+
+
+def test_what_a_shorter_policy_makes_due_is_settled_by_the_next_record() -> None:
+    """What a record itself makes due (an old touch, a shorter policy) is settled by the next one."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(5000)
+    assert not p.add(5000, default_policy(1000, ABSOLUTE, version=2)).endings
+    (ending,) = p.tick(5001).endings
+    assert (ending.due_at, ending.decided_at, ending.policy_version) == (at(1000), at(5001), 2)
+
+
+@pytest.mark.parametrize("make", [started, touched, elevated])
+def test_started_touched_and_elevated_move_last_seen_to_the_maximum_of_instants(make: object) -> None:
+    """`started`, `touched`, `elevated` move `last_seen` (to the maximum of instants)."""
+    p = short()
+    p.add(0, started())
+    p.add(2000, make(age_ms=500))  # type: ignore[operator]
+    assert p.last_seen() == 1500
+    p.add(2100, make(age_ms=1000))  # type: ignore[operator]
+    assert p.last_seen() == 1500
+
+
+def test_a_packed_touch_moves_last_seen_as_a_single_one() -> None:
+    """`touched` moves `last_seen`; packed: [session, subject, tenant or null, age_ms, since_ms?, pause_ms?]."""
+    p = short()
+    p.add(0, started())
+    p.add(2000, packed(entry(age_ms=1000), entry(age_ms=300), entry(age_ms=800)))
+    assert p.last_seen() == 1700
+
+
+def test_refreshed_and_closed_do_not_move_last_seen() -> None:
+    """`refreshed` and `closed` do not."""
+    p = short()
+    p.add(0, started())
+    p.add(2000, refreshed())
+    assert p.last_seen() == 0
+    p.add(2500, closed())
+    assert p.ending.last_seen_at == at(0)
+
+
+@pytest.mark.parametrize(("instant", "cause", "due"), [(IDLE - 1, "closed", IDLE - 1), (IDLE, "idle", IDLE), (IDLE + 50, "idle", IDLE)])
+def test_a_close_whose_instant_is_past_due_ends_the_session_at_once_as_idle(instant: int, cause: str, due: int) -> None:
+    """A close whose instant is past due ends the session at once, as `idle`."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(IDLE + 100)
+    (ending,) = p.add(IDLE + 100, closed(age_ms=IDLE + 100 - instant)).endings
+    assert (ending.cause, ending.due_at, ending.decided_at) == (cause, at(due), at(IDLE + 100))
+
+
+def test_a_close_whose_instant_is_past_due_ends_the_session_in_a_hold_as_closed() -> None:
+    """A close whose instant is past due ends the session at once (in a hold as `closed`)."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(8000)
+    p.add(12_000, tick(12_000, up_ms=0))
+    (ending,) = p.add(12_100, closed(age_ms=100)).endings
+    assert (ending.cause, ending.due_at) == (Cause.CLOSED, at(12_000))
+
+
+# Ticks.
+
+
+def test_a_tick_settles_a_silent_partition() -> None:
+    """A silent partition has no time. The owner appends a `clock.tick` ... at once when something is due by its own
+    estimate; if the tick comes back too early it waits the difference and ticks again."""
+    p = short()
+    p.add(0, started())
+    p.tick_until(9000)
+    due = p.engine.next_due_at()
+    assert due == at(IDLE + GRACE)
+    p.tick(IDLE + GRACE - 2)
+    assert p.is_live()
+    assert p.engine.next_due_at() == due
+    p.tick(IDLE + GRACE)
+    assert p.ending.due_at == at(IDLE)
+
+
+def test_the_owners_clocks_need_not_be_right() -> None:
+    """Its own clock need not be right."""
+    p = short()
+    p.add(0, started())
+    for ms in range(1000, 10_000, 1000):
+        p.add(ms, tick(-5_000_000 + 3 * ms, wall_at=1))
+    assert p.is_live()
+    p.add(IDLE + GRACE, tick(1 << 62, wall_at=-(1 << 62)))
+    assert p.ending.decided_at == at(IDLE + GRACE)
+
+
+def test_endings_of_one_record_stand_in_order_of_due_and_session() -> None:
+    """The same records give the same endings: of those settled by one record, the earlier due comes first."""
+    p = Partition(default_policy(IDLE, None))
+    for name, ms in [("c", 0), ("b", 30), ("a", 30), ("d", 10)]:
+        p.add(50, started(name, age_ms=50 - ms))
+    p.tick_until(8000)
+    effects = p.tick(IDLE + GRACE + 100)
+    assert [e.session for e in effects.endings] == [ref(n) for n in "cdab"]
+
+
+def test_the_watermark_stands_after_all_endings_decided_below_it() -> None:
+    """All endings with decided_at below as_of stand before it."""
+    p = short()
+    highest = 0
+    for n in range(40):
+        p.add(n * 700, started(f"s{n}"))
+        for ending in p.endings[highest:]:
+            assert isinstance(ending, SessionEnded)
+            assert ending.decided_at >= before
+        highest = len(p.endings)
+        before = p.engine.watermark()
+        assert before <= p.engine.stamp
+    assert highest > 20
+    assert before > at(20_000)
+
+
+def test_a_first_record_at_any_time_is_no_gap() -> None:
+    """When the stamp jumps by more than `gap_ms` (3000), a hold begins. (The first stamp is no jump.)"""
+    p = Partition()
+    p.add(50_000, default_policy(IDLE, ABSOLUTE))
+    p.add(50_000, started(age_ms=IDLE))
+    p.add(50_250, policy_adopted("other", 1))
+    assert not p.ending.held
+    assert seen(p.engine.apply([]))["endings"] == []
