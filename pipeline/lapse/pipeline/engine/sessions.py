@@ -1,0 +1,498 @@
+"""When is which session over? The rules, on the table of one partition.
+
+A live session is due at `min(last_seen_at + idle, started_at + absolute)`; it is live while `now < due`.
+
+    who moves what     started, touched, elevated move last_seen_at to the maximum of instants; refreshed and closed do not
+    settled, no hold   stamp >= idle due + grace, or stamp >= absolute due: ends by the earlier limit, at a tie absolute
+    settled in a hold  stamp >= absolute due: ends as absolute at that limit; idle endings wait for the end of the hold
+    counts             the first instant it stands for is before the idle due, its longest pause is below the idle limit, and its stamp is
+                       before idle due + grace (any stamp in a hold) and before the absolute due
+    close              in time, or in a hold: closed at its instant; in the grace after idle due: idle, at once
+    revocation         live sessions of the target that started at or before its instant, at once; kept as a cutoff
+
+Every record first settles what is over at its stamp (`settle`), then is applied (the other methods); what it makes due itself is
+settled by the next record. Timers are lazy: see wheel.py. A session within its warning window is kept out of the hot
+path (table.py), so that its next touch is seen here.
+
+Source: DESIGN.md sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import heappop, heappush
+
+from lapse.pipeline.engine.cutoffs import Cutoffs, scope_of
+from lapse.pipeline.engine.effects import Effects
+from lapse.pipeline.engine.holds import Hold
+from lapse.pipeline.engine.policies import PolicyBook, SessionClass
+from lapse.pipeline.engine.settings import EngineSettings
+from lapse.pipeline.engine.table import ADOPTED, BARRED, ENDED, LIVE, SessionTable
+from lapse.pipeline.engine.wheel import NEVER, TimingWheel
+from lapse.schemas import (
+    DURATION_MAX_MS,
+    Cause,
+    Evidence,
+    Policy,
+    Revocation,
+    SessionEnded,
+    SessionExpiring,
+    SessionStarted,
+    Violation,
+    ending_id,
+)
+
+__all__ = ["Sessions", "Touch"]
+
+VIOLATORS_MAX = 64
+"""Services reported as violating one session; an estate has tens of services, and a forged flood must not grow the state."""
+
+
+class Touch:
+    """An activity that may move last_seen_at: its ages are within their range, in ms.
+
+    Attributes:
+        age_ms: instant = stamp - age_ms.
+        since_ms: age of the first touch it stands for, >= age_ms.
+        pause_ms: the longest pause between them.
+        hold_ms: for how long it counts, before the policy's cap.
+        session_age_ms: how long before the instant the session started, or None.
+    """
+
+    __slots__ = ("age_ms", "hold_ms", "pause_ms", "session_age_ms", "since_ms")
+
+    def __init__(
+        self,
+        age_ms: int,
+        since_ms: int | None = None,
+        pause_ms: int | None = None,
+        hold_ms: int | None = None,
+        session_age_ms: int | None = None,
+    ) -> None:
+        self.age_ms = age_ms
+        self.since_ms = age_ms if since_ms is None else max(since_ms, age_ms)
+        self.pause_ms = pause_ms or 0
+        # A hold or a start of more than 2**53 ms (285,000 years) away would leave the 64 bits of a column.
+        self.hold_ms = min(max(hold_ms or 0, 0), DURATION_MAX_MS)
+        self.session_age_ms = None if session_age_ms is None else min(max(session_age_ms, 0), DURATION_MAX_MS)
+
+
+class Sessions:
+    """The sessions of one partition and their rules. Stamps and instants are epoch ms of the log's scale."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.book = PolicyBook()
+        self.table = SessionTable(self.book)
+        self.wheel = TimingWheel()
+        self.cutoffs = Cutoffs(settings.session_life_max_ms)
+        self.hold = Hold(settings.gap_ms, settings.gap_grace_ms)
+        self.counters: Counter[str] = Counter()
+        self.settled: list[SessionEnded] = []
+        """Endings that are settled and not yet released by log time, in the order of their decisions."""
+        self.effects = Effects()
+        self._delayed: list[int] = []  # slots whose idle ending the present hold delays
+        self._forgets: list[tuple[int, int]] = []  # heap of (instant, slot) of ended and barred slots
+
+    @property
+    def next_at(self) -> int:
+        """No record with a stamp below it has anything to settle or forget."""
+        at = self.wheel.next_at
+        if self._forgets and self._forgets[0][0] < at:
+            at = self._forgets[0][0]
+        expiry = self.cutoffs.next_expiry_at
+        return at if expiry is None or expiry > at else expiry
+
+    def next_due_at(self, stamp: int) -> int | None:
+        """Return the exact instant at which something is next settled or warned of, as of `stamp`; None: nothing."""
+        at = None
+        while (top := self.wheel.peek()) is not None:
+            at, slot = top
+            target = self._target(slot, stamp)
+            if target <= at:
+                break
+            self.wheel.arm(slot, target)
+            at = None
+        ends_at = self.hold.ends_at
+        if self._delayed and ends_at is not None:
+            at = ends_at if at is None else min(at, ends_at)
+        return at
+
+    # Settling
+
+    def settle(self, stamp: int, offset: int) -> None:
+        """End what is over at this stamp, warn of what soon will be, and forget what has been remembered long enough."""
+        endings: list[SessionEnded] = []
+        warnings: list[SessionExpiring] = []
+        for slot in self.wheel.expire(stamp):
+            self._look_at(slot, stamp, offset, endings, warnings)
+        endings.sort(key=lambda ending: (ending.due_at, ending.session))
+        warnings.sort(key=lambda warning: (warning.due_at, warning.session))
+        self.settled.extend(endings)
+        self.effects.warnings.extend(warnings)
+        if not self.hold.on:
+            self.hold.held_through = -1  # all that the last hold delayed has been settled now
+        self._forget(stamp)
+
+    def release_hold(self, stamp: int) -> None:
+        """The hold is over: look at all that it delayed, at the next settling."""
+        for slot in self._delayed:
+            if self.table.is_live(slot):
+                self.wheel.arm(slot, stamp)
+        self._delayed.clear()
+
+    def _look_at(
+        self, slot: int, stamp: int, offset: int, endings: list[SessionEnded], warnings: list[SessionExpiring]
+    ) -> None:
+        table, hold = self.table, self.hold
+        idle_due = table.idle_due_at(slot)
+        absolute_due = table.absolute_due_at[slot]
+        idle_over = stamp >= idle_due + self.settings.grace_ms
+        if hold.on:
+            if stamp >= absolute_due:
+                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset))
+                return
+            if idle_over:
+                self._delayed.append(slot)
+                self.wheel.arm(slot, absolute_due)
+                return
+        elif idle_over or stamp >= absolute_due:
+            delayed = idle_due + self.settings.grace_ms <= hold.held_through
+            if absolute_due <= idle_due or (delayed and absolute_due <= hold.ended_at):
+                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset))
+            else:
+                endings.append(self._end(slot, Cause.IDLE, idle_due, stamp, offset, held=delayed))
+            return
+        due = min(idle_due, absolute_due)
+        warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
+        if warn_before is not None and stamp >= due - warn_before and not table.warned.get(slot):
+            if due > stamp:
+                warnings.append(
+                    SessionExpiring(
+                        session=table.sessions[slot],
+                        subject=table.subjects[slot],
+                        tenant=table.tenants[slot],
+                        cause=Cause.IDLE if idle_due < absolute_due else Cause.ABSOLUTE,
+                        due_at=due,
+                        in_ms=due - stamp,
+                    )
+                )
+            table.warned[slot] = due > stamp
+            table.idle_ms[slot] = 0
+            table.touch_chunk(slot)
+            self.wheel.arm(slot, min(idle_due + self.settings.grace_ms, absolute_due))
+        else:
+            self.wheel.arm(slot, self._target(slot, stamp))
+
+    def _target(self, slot: int, stamp: int) -> int:
+        """Return the instant at which a live slot has to be looked at."""
+        table = self.table
+        idle_due = table.idle_due_at(slot)
+        absolute_due = table.absolute_due_at[slot]
+        settle_at = min(idle_due + self.settings.grace_ms, absolute_due)
+        if self.hold.on and settle_at <= stamp:
+            settle_at = absolute_due
+        warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
+        if warn_before is not None and slot not in table.warned:
+            return min(settle_at, min(idle_due, absolute_due) - warn_before)
+        return settle_at
+
+    def _moved(self, slot: int, stamp: int) -> None:
+        """A live slot's due was moved by other than the hot path: arm it, and end its warning if it left the window."""
+        table = self.table
+        idle_due = table.idle_due_at(slot)
+        absolute_due = table.absolute_due_at[slot]
+        settle_at = min(idle_due + self.settings.grace_ms, absolute_due)
+        warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
+        warned = table.warned.get(slot)
+        if warn_before is None or warned is None or stamp < min(idle_due, absolute_due) - warn_before:
+            if warned is not None:
+                del table.warned[slot]
+                table.derive(slot)
+                table.touch_chunk(slot)
+            if warn_before is not None:
+                settle_at = min(settle_at, min(idle_due, absolute_due) - warn_before)
+        elif not warned:
+            settle_at = min(settle_at, stamp)  # no warning was given yet: the next record looks again
+        self.wheel.arm(slot, max(settle_at, 0))
+
+    def _end(
+        self,
+        slot: int,
+        cause: Cause,
+        due_at: int,
+        stamp: int,
+        offset: int,
+        *,
+        revocation: str | None = None,
+        held: bool = False,
+    ) -> SessionEnded:
+        table, settings = self.table, self.settings
+        limits = table.classes.limits[table.class_of[slot]]
+        started_at = table.started_at[slot]
+        session = table.sessions[slot]
+        if limits.absolute_ms is None:
+            deny_until = stamp + limits.token_life_ms
+        else:
+            deny_until = started_at + limits.absolute_ms + settings.age_max_ms
+        ending = SessionEnded(
+            id=ending_id(session),
+            session=session,
+            subject=table.subjects[slot],
+            tenant=table.tenants[slot],
+            cause=cause,
+            started_at=started_at,
+            last_seen_at=table.last_seen_at[slot],
+            due_at=due_at,
+            decided_at=stamp,
+            idle_ms=limits.idle_ms,
+            absolute_ms=limits.absolute_ms,
+            policy=limits.policy,
+            policy_version=limits.version,
+            revocation=revocation,
+            held=held,
+            evidence=Evidence(partition=settings.partition, offset=offset),
+            deny_until=deny_until,
+        )
+        table.end(slot, stamp)
+        self.wheel.disarm(slot)
+        heappush(self._forgets, (stamp + settings.ended_memory_ms, slot))
+        return ending
+
+    def _forget(self, stamp: int) -> None:
+        table, forgets = self.table, self._forgets
+        while forgets and forgets[0][0] <= stamp:
+            at, slot = heappop(forgets)
+            if at == self._forgotten_at(slot):
+                table.free(slot)
+        if self.cutoffs:
+            self.cutoffs.expire(stamp)
+
+    def _forgotten_at(self, slot: int) -> int:
+        state, since = self.table.state[slot], self.table.last_seen_at[slot]
+        if state == ENDED:
+            return since + self.settings.ended_memory_ms
+        return since + self.settings.session_life_max_ms if state == BARRED else -1
+
+    # Activity
+
+    def touch(self, slot: int, touch: Touch, stamp: int, sent_at: int) -> bool:
+        """Apply a touch, repeated start or elevation to a live slot; return whether it counted.
+
+        Args:
+            slot: a live slot.
+            touch: its ages count from `stamp`.
+            stamp: of the record.
+            sent_at: the stamp by which it must be in time: the record's own, or where it was forwarded the one it had.
+        """
+        table = self.table
+        limits = table.classes.limits[table.class_of[slot]]
+        idle_due = table.idle_due_at(slot)
+        if (
+            sent_at >= table.absolute_due_at[slot]
+            or stamp - touch.since_ms >= idle_due
+            or (limits.idle_ms is not None and touch.pause_ms >= limits.idle_ms)
+            or not (self.hold.on or sent_at < idle_due + self.settings.grace_ms)
+        ):
+            self.counters["activities_late"] += 1
+            return False
+        seen_at = stamp - touch.age_ms + self._capped(slot, touch.hold_ms)
+        if seen_at > table.last_seen_at[slot]:
+            table.last_seen_at[slot] = seen_at
+            table.touch_chunk(slot)
+            if slot in table.warned:
+                self._moved(slot, stamp)
+        return True
+
+    def start(self, record: SessionStarted, touch: Touch, stamp: int, offset: int, sent_at: int) -> None:
+        """Apply a start: a new session, a correction of an adopted one, or one more touch."""
+        table = self.table
+        instant = stamp - touch.age_ms
+        kind = SessionClass(
+            record.tenant,
+            record.service,
+            record.policy,
+            tuple(sorted(record.attributes.items())),
+            record.token_life_ms,
+        )
+        if record.policy is not None and not self.book.knows(record.policy):
+            self.counters["policies_unknown"] += 1
+        slot = table.slot_of.get(record.session)
+        if slot is None or table.state[slot] == BARRED:
+            self._begin(record.session, record.subject, kind, LIVE, instant, instant, stamp, offset)
+        elif table.state[slot] == ADOPTED:
+            self.touch(slot, touch, stamp, sent_at)
+            table.state[slot] = LIVE
+            table.started_at[slot] = instant
+            table.classify(slot, kind)
+            self._begun(slot, instant, stamp, offset)
+        elif table.state[slot] == LIVE:
+            self.touch(slot, touch, stamp, sent_at)
+
+    def adopt(
+        self, session: str, subject: str, tenant: str | None, service: str, touch: Touch, stamp: int, offset: int
+    ) -> None:
+        """Take in a session first seen by a touch or an elevation, or one that was revoked before it was seen."""
+        if not self.settings.adopt_unknown:
+            self.counters["unknown_ignored"] += 1
+            return
+        self.counters["sessions_adopted"] += 1
+        kind = SessionClass(tenant, service)
+        instant = stamp - touch.age_ms
+        started_at = instant - (touch.session_age_ms or 0)
+        known = touch.session_age_ms is not None
+        self._begin(
+            session, subject, kind, ADOPTED, started_at, instant, stamp, offset, known=known, hold_ms=touch.hold_ms
+        )
+
+    def _begin(
+        self,
+        session: str,
+        subject: str,
+        kind: SessionClass,
+        state: int,
+        started_at: int,
+        seen_at: int,
+        stamp: int,
+        offset: int,
+        *,
+        known: bool = True,
+        hold_ms: int = 0,
+    ) -> None:
+        """Add a session, which a revocation may end at once."""
+        table = self.table
+        barred = table.slot_of.get(session)
+        order = None
+        if barred is not None:
+            order = (table.last_seen_at[barred], table.barred[barred])
+            table.free(barred)
+        slot = table.add(session, subject, kind.tenant, state, started_at, seen_at)
+        table.classify(slot, kind)
+        table.last_seen_at[slot] += self._capped(slot, hold_ms)
+        self._begun(slot, started_at if known else None, stamp, offset, order)
+
+    def _begun(
+        self, slot: int, started_at: int | None, stamp: int, offset: int, order: tuple[int, str] | None = None
+    ) -> None:
+        """Hold a session's start (None: not known) against the revocations; arm it, or end it."""
+        table = self.table
+        order = order or self.cutoffs.covering(table.subjects[slot], table.tenants[slot], started_at)
+        if order is None:
+            self._moved(slot, stamp)
+            return
+        at, revocation = order
+        self.settled.append(self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation))
+
+    def _capped(self, slot: int, hold_ms: int) -> int:
+        hold_max_ms = self.table.classes.limits[self.table.class_of[slot]].hold_max_ms
+        return hold_ms if hold_max_ms is None else min(hold_ms, hold_max_ms)
+
+    def close(self, session: str, subject: str, tenant: str | None, instant: int, stamp: int, offset: int) -> None:
+        """Apply a close: of an unknown session, it is remembered as an ending without a record."""
+        table = self.table
+        slot = table.slot_of.get(session)
+        if slot is None:
+            slot = table.add(session, subject, tenant, ENDED, instant, stamp)
+            heappush(self._forgets, (stamp + self.settings.ended_memory_ms, slot))
+        elif table.is_live(slot):
+            idle_due = table.idle_due_at(slot)
+            cause, due_at = (
+                (Cause.IDLE, idle_due) if instant >= idle_due and not self.hold.on else (Cause.CLOSED, instant)
+            )
+            self.settled.append(self._end(slot, cause, due_at, stamp, offset))
+
+    def violate(self, slot: int, subject: str, tenant: str | None, service: str, instant: int) -> None:
+        """Take in activity of an ended session: a violation when a service accepted it well after the end."""
+        table = self.table
+        ended_at = table.last_seen_at[slot]
+        if instant <= ended_at + self.settings.violation_after_ms:
+            return
+        services = table.violators.setdefault(slot, [])
+        if service in services or len(services) >= VIOLATORS_MAX:
+            return
+        services.append(service)
+        table.touch_chunk(slot)
+        session = table.sessions[slot]
+        self.effects.violations.append(
+            Violation(
+                session=session,
+                subject=subject,
+                tenant=tenant,
+                service=service,
+                ended_at=ended_at,
+                active_at=instant,
+                ending=ending_id(session),
+            )
+        )
+
+    # Orders of operators
+
+    def revoke(self, revocation: Revocation, ordered_at: int, stamp: int, offset: int) -> None:
+        """Apply a revocation ordered at `ordered_at`: end what it covers, and keep it for what comes late."""
+        table = self.table
+        at = min(ordered_at, stamp)
+        if revocation.session is not None:
+            slot = table.slot_of.get(revocation.session)
+            if slot is None:
+                self._bar(revocation.session, revocation, at)
+            elif table.is_live(slot):
+                self.settled.append(self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation.id))
+            elif table.state[slot] == BARRED and (at, revocation.id) < (table.last_seen_at[slot], table.barred[slot]):
+                table.free(slot)
+                self._bar(revocation.session, revocation, at)
+            return
+        self.cutoffs.add(revocation.id, scope_of(revocation.subject, revocation.tenant), at)
+        kept = self.cutoffs.get(revocation.id)
+        at = at if kept is None else kept[0]
+        endings = [
+            self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation.id)
+            for slot in self._covered(revocation)
+            if table.started_at[slot] <= at
+        ]
+        endings.sort(key=lambda ending: ending.session)
+        self.settled.extend(endings)
+
+    def _bar(self, session: str, revocation: Revocation, at: int) -> None:
+        slot = self.table.add(session, revocation.subject or "", revocation.tenant, BARRED, 0, at)
+        self.table.barred[slot] = revocation.id
+        heappush(self._forgets, (at + self.settings.session_life_max_ms, slot))
+
+    def _covered(self, revocation: Revocation) -> list[int]:
+        table, tenant = self.table, revocation.tenant
+        if revocation.subject is not None:
+            return [slot for slot in table.by_subject.of(revocation.subject) if table.tenants[slot] == tenant]
+        if tenant is not None:
+            return [slot for slot in table.live_slots() if table.tenants[slot] == tenant]
+        return list(table.live_slots())
+
+    def adopt_policy(self, version: int, policy: Policy, stamp: int) -> None:
+        """Put a policy in force and derive the due instants of live sessions anew."""
+        if not self.book.adopt(version, policy):
+            self.counters["policies_stale"] += 1
+            return
+        table = self.table
+        changed: set[int] = set()
+        table.classes.derive(changed.add)
+        if not changed:
+            return
+        for slot in table.live_slots():
+            if table.class_of[slot] in changed:
+                table.derive(slot)
+                self._moved(slot, stamp)
+
+    # Checkpoints
+
+    def rebuild(self) -> None:
+        """Build what is derived, after the table and the cutoffs were loaded."""
+        table = self.table
+        table.index()
+        grace_ms = self.settings.grace_ms
+        for slot in table.live_slots():
+            at = min(table.idle_due_at(slot) + grace_ms, table.absolute_due_at[slot])
+            warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
+            if warn_before is not None and not table.warned.get(slot):
+                at = min(at, min(table.idle_due_at(slot), table.absolute_due_at[slot]) - warn_before)
+            self.wheel.arm(slot, min(max(at, 0), NEVER))
+        for slot, state in enumerate(table.state):
+            if state in (ENDED, BARRED):
+                heappush(self._forgets, (self._forgotten_at(slot), slot))

@@ -1,0 +1,96 @@
+"""How does an engine become records of `lapse.state`, and records an engine?
+
+    key                  value
+    "c" + chunk number   a chunk of the session table (table.py has its layout)
+    "r" + revocation id  a kept cutoff: {"at": .., "scope": [..]}, or null once it is forgotten
+    "m"                  the marker, the last of each checkpoint (JSON): what there is one of, the input offset, and how many chunks
+                         and cutoffs belong to it, so that a state topic with a piece missing is never read as fewer sessions
+
+A checkpoint is one transaction, so the latest record of each key belongs to the latest marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import orjson
+
+from lapse.pipeline.engine.effects import Checkpoint
+from lapse.schemas import InvariantError, SessionEnded
+
+if TYPE_CHECKING:
+    from lapse.pipeline.engine.core import PartitionEngine
+
+__all__ = ["MARKER_KEY", "load_snapshot", "save_snapshot"]
+
+MARKER_KEY = b"m"
+_VERSION = 1
+
+
+def save_snapshot(engine: PartitionEngine) -> Checkpoint:
+    """Return the changes since the last snapshot, and clear the marks of change."""
+    sessions = engine.sessions
+    records: list[tuple[bytes, bytes | None]] = [*sessions.table.cut()]
+    cutoffs = sessions.cutoffs
+    for revocation in sorted(cutoffs.dirty):
+        kept = cutoffs.get(revocation)
+        value = None if kept is None else orjson.dumps({"at": kept[0], "scope": kept[1]})
+        records.append((b"r" + revocation.encode(), value))
+    cutoffs.dirty.clear()
+    marker = {
+        "version": _VERSION,
+        "offset": engine.offset,
+        "append": engine._append,  # noqa: SLF001  # the snapshot is the engine's other half
+        "epoch": engine.epoch,
+        "clock": engine.clock.save(),
+        "hold": sessions.hold.save(),
+        "policies": sessions.book.save(),
+        "origins": [[partition, *origin] for partition, origin in engine.origins.items()],
+        "settled": [ending.model_dump(mode="json") for ending in sessions.settled],
+        "chunks": len(sessions.table.dirty),
+        "cutoffs": len(cutoffs),
+    }
+    records.append((MARKER_KEY, orjson.dumps(marker)))
+    return Checkpoint(engine.offset, records)
+
+
+def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes | None]]) -> PartitionEngine | None:
+    """Load the latest snapshot into a new engine and return it, or None when there is no marker."""
+    latest = dict(records)
+    value = latest.pop(MARKER_KEY, None)
+    if value is None:
+        return None
+    marker = orjson.loads(value)
+    if marker["version"] != _VERSION:
+        raise InvariantError(
+            f"the state of partition {engine.settings.partition} has version {marker['version']}, this worker reads {_VERSION}: "
+            "run the newer worker"
+        )
+    sessions = engine.sessions
+    sessions.book.load(marker["policies"])
+    chunks = cutoffs = 0
+    for key, value in latest.items():
+        if value is None:
+            continue
+        if key[:1] == b"c" and int(key[1:]) < marker["chunks"]:
+            sessions.table.load(int(key[1:]), value)
+            chunks += 1
+        elif key[:1] == b"r":
+            kept = orjson.loads(value)
+            sessions.cutoffs.add(key[1:].decode(), tuple(kept["scope"]), kept["at"])
+            cutoffs += 1
+    if (chunks, cutoffs) != (marker["chunks"], marker["cutoffs"]):
+        raise InvariantError(
+            f"the state of partition {engine.settings.partition} is torn: the marker names {marker['chunks']} chunks and "
+            f"{marker['cutoffs']} cutoffs, the topic has {chunks} and {cutoffs}. Restore lapse.state, or delete it together with the "
+            "group's offsets to rebuild from lapse.activity"
+        )
+    sessions.cutoffs.dirty.clear()
+    sessions.hold.load(marker["hold"])
+    sessions.settled = [SessionEnded.model_validate_json(orjson.dumps(ending)) for ending in marker["settled"]]
+    engine.offset, engine.epoch, engine._append = marker["offset"], marker["epoch"], marker["append"]  # noqa: SLF001
+    engine.clock.load(marker["clock"])
+    engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}
+    sessions.rebuild()
+    return engine
