@@ -20,7 +20,7 @@ from typing import Final
 from lapse.pipeline.broker import record
 from lapse.pipeline.broker.files import infra
 from lapse.pipeline.broker.probe import brokers_serving
-from lapse.pipeline.broker.properties import CLUSTER_ID, IMAGE, as_environment, properties
+from lapse.pipeline.broker.properties import CONTAINER_DATA, CONTAINER_PORT, IMAGE, container_environment
 from lapse.schemas.errors import RuntimeFault
 
 __all__ = ["container_is_running", "engine", "start", "stop"]
@@ -34,8 +34,6 @@ _START_TIMEOUT_S: Final = 60.0
 # An engine that is there answers in some 50 ms; one that is being asked over a dead tunnel must not hold up a command.
 _ENGINE_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.1
-_LISTEN_PORT: Final = 9092
-_DATA: Final = "/var/lib/kafka/data"
 
 
 def engine() -> Path | None:
@@ -65,7 +63,7 @@ def start(directory: Path, docker: Path, say: Say) -> record.BrokerRecord:
     _have_image(docker, say)
     port = _free_port()
     if _has_compose(docker):
-        variables = {"LAPSE_BROKER_PORT": str(port), "COMPOSE_PROJECT_NAME": name}
+        variables = {"LAPSE_BROKER_PORT": str(port), "LAPSE_BROKER_NAME": name, "COMPOSE_PROJECT_NAME": name}
         _run(docker, "compose", "-f", str(infra("compose.yaml")), "up", "-d", environment=variables)
     else:
         _run(docker, "rm", "-f", name, accept_failure=True)
@@ -98,12 +96,9 @@ def container_is_running(docker: Path, name: str) -> bool:
 
 
 def _run_arguments(name: str, port: int) -> list[str]:
-    values = properties(
-        listen=f"0.0.0.0:{_LISTEN_PORT}", advertised=f"127.0.0.1:{port}", controller="127.0.0.1:9093", data=_DATA
-    )
-    environment = as_environment(values) | {"CLUSTER_ID": CLUSTER_ID}
+    environment = container_environment(f"127.0.0.1:{port}")
     variables = [argument for pair in environment.items() for argument in ("--env", "=".join(pair))]
-    published = ["--publish", f"127.0.0.1:{port}:{_LISTEN_PORT}", "--volume", f"{name}:{_DATA}"]
+    published = ["--publish", f"127.0.0.1:{port}:{CONTAINER_PORT}", "--volume", f"{name}:{CONTAINER_DATA}"]
     return ["run", "--detach", "--name", name, *published, *variables, IMAGE]
 
 

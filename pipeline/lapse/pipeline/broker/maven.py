@@ -12,7 +12,6 @@ In `<directory>/kafka`: `server.properties`, `data/`, `broker.log` (the broker's
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -48,6 +47,9 @@ _POLL_S: Final = 0.05
 _JVM_FLAGS: Final = ("-Xmx400m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
 
 Say = Callable[[str], None]
+
+# The brokers that this process started, by pid, kept so that it can ask how they ended. One a directory.
+_children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def find_java() -> Path | None:
@@ -93,7 +95,7 @@ def jars(say: Say) -> Path:
     say(f"fetching Apache Kafka {KAFKA_VERSION} with Maven (54 MB, once)")
     draft = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
     draft.mkdir(parents=True)
-    command = [maven, "-q", "-B", "-f", pom, "dependency:copy-dependencies", "-DincludeScope=runtime"]
+    command = [str(maven), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", "-DincludeScope=runtime"]
     command.append(f"-DoutputDirectory={draft}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)
@@ -149,6 +151,7 @@ def start(directory: Path, java: Path, say: Say) -> record.BrokerRecord:
         process.kill()
         process.wait()
         raise
+    _children[process.pid] = process
     return record.BrokerRecord("maven", bootstrap, process.pid, record.process_start(process.pid))
 
 
@@ -165,8 +168,8 @@ def stop(found: record.BrokerRecord) -> None:
             time.sleep(_POLL_S)
     else:
         raise RuntimeFault(f"the broker's process {found.pid} does not end")
-    with contextlib.suppress(ChildProcessError):  # another process started it
-        os.waitpid(found.pid, os.WNOHANG)
+    if (ours := _children.pop(found.pid, None)) is not None:
+        ours.wait()
 
 
 def _jars_directory() -> Path:

@@ -9,13 +9,27 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["CLUSTER_ID", "COMMON", "IMAGE", "KAFKA_VERSION", "as_environment", "properties"]
+__all__ = [
+    "CLUSTER_ID",
+    "COMMON",
+    "CONTAINER_DATA",
+    "CONTAINER_PORT",
+    "IMAGE",
+    "KAFKA_VERSION",
+    "as_environment",
+    "container_environment",
+    "properties",
+]
 
 KAFKA_VERSION: Final = "4.3.1"
 IMAGE: Final = f"apache/kafka:{KAFKA_VERSION}"
 
 # Any 16 bytes in base64url; a fixed one, so that a data directory can be formatted again over itself.
 CLUSTER_ID: Final = "bGFwc2UtbG9jYWwta2Fmaw"
+
+# Of the image: where it listens, and the volume it declares for its logs.
+CONTAINER_PORT: Final = 9092
+CONTAINER_DATA: Final = "/var/lib/kafka/data"
 
 COMMON: Final[dict[str, str]] = {
     "node.id": "1",
@@ -45,7 +59,9 @@ COMMON: Final[dict[str, str]] = {
 }
 
 
-def properties(*, listen: str, advertised: str, controller: str, data: str) -> dict[str, str]:
+def properties(
+    *, listen: str, advertised: str, controller: str, data: str, inside: str | None = None
+) -> dict[str, str]:
     """Return the whole of `server.properties`.
 
     Args:
@@ -53,14 +69,34 @@ def properties(*, listen: str, advertised: str, controller: str, data: str) -> d
         advertised: `host:port` under which clients reach it.
         controller: `host:port` of the controller, for the node itself alone.
         data: the directory of the logs.
+        inside: in a container, `host:port` under which the node reaches itself: what is advertised is the host's port,
+            and transactions would wait for ever for their markers, which a broker sends to itself as to any other.
     """
-    return COMMON | {
+    addressed = {
         "listeners": f"PLAINTEXT://{listen},CONTROLLER://{controller}",
         "advertised.listeners": f"PLAINTEXT://{advertised}",
-        # Static voters, since the port may change from start to start; a dynamic quorum writes its endpoints to the log.
+        # Static voters: the port may change from start to start, and a dynamic quorum writes its endpoints to the log.
         "controller.quorum.voters": f"1@{controller}",
         "log.dirs": data,
     }
+    if inside is not None:
+        addressed["listeners"] += f",INSIDE://{inside}"
+        addressed["advertised.listeners"] += f",INSIDE://{inside}"
+        addressed["inter.broker.listener.name"] = "INSIDE"
+        addressed["listener.security.protocol.map"] = COMMON["listener.security.protocol.map"] + ",INSIDE:PLAINTEXT"
+    return COMMON | addressed
+
+
+def container_environment(advertised: str) -> dict[str, str]:
+    """Return the environment of a container of `IMAGE` whose port `CONTAINER_PORT` clients reach as `advertised`."""
+    values = properties(
+        listen=f"0.0.0.0:{CONTAINER_PORT}",
+        advertised=advertised,
+        controller="127.0.0.1:9093",
+        data=CONTAINER_DATA,
+        inside="127.0.0.1:19092",
+    )
+    return as_environment(values) | {"CLUSTER_ID": CLUSTER_ID, "KAFKA_HEAP_OPTS": "-Xmx400m"}
 
 
 def as_environment(values: dict[str, str]) -> dict[str, str]:
