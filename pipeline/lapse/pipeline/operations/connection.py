@@ -45,8 +45,8 @@ async def _told(settings: Settings) -> AsyncIterator[None]:
         yield
     except (KafkaConnectionError, NodeNotReadyError, TimeoutError) as broken:
         raise RuntimeFault(
-            f"no Kafka broker answers at {settings.kafka}: start one with `lapse broker up`, or name yours with --kafka "
-            f"or LAPSE_KAFKA ({_short(broken)})"
+            f"no Kafka broker answers at {settings.kafka}: start one with `lapse broker up`, or name yours with "
+            f"--kafka or LAPSE_KAFKA ({_short(broken)})"
         ) from broken
     except KafkaError as broken:
         raise RuntimeFault(f"the broker at {settings.kafka} refused: {_short(broken)}") from broken

@@ -56,7 +56,7 @@ async def read_policies(settings: Settings) -> dict[str, PolicyInForce]:
 
 
 async def set_policy(settings: Settings, policy: Policy) -> int:
-    """Write a policy and return its version; it applies to live sessions once the workers have copied it into their logs.
+    """Write a policy and return its version; it applies to live sessions once the workers have copied it.
 
     Raises:
         ConfigError: the topic does not exist, or the policy makes no sense (see `refuse_senseless`).
@@ -75,8 +75,8 @@ def refuse_senseless(policy: Policy, settings: Settings) -> None:
     """Refuse what the wire allows and nobody can mean.
 
     Raises:
-        ConfigError: an absolute limit above `session_life_max_ms` (revocations are forgotten after it, so such a session
-            could outlive one); a warning as early as the limit it warns of; a record that would be too large.
+        ConfigError: an absolute limit above `session_life_max_ms` (revocations are forgotten after it, so such a
+            session could outlive one); a warning as early as the limit it warns of; a record that would be too large.
     """
     if policy.absolute_ms is not None and policy.absolute_ms > settings.session_life_max_ms:
         raise ConfigError(
@@ -86,8 +86,8 @@ def refuse_senseless(policy: Policy, settings: Settings) -> None:
     limits = [limit for limit in (policy.idle_ms, policy.absolute_ms) if limit is not None]
     if policy.warn_before_ms is not None and limits and policy.warn_before_ms >= min(limits):
         raise ConfigError(
-            f"warn_before_ms={policy.warn_before_ms} must be below the shorter limit, {min(limits)}: every activity would "
-            "be answered by a warning"
+            f"warn_before_ms={policy.warn_before_ms} must be below the shorter limit, {min(limits)}: every activity "
+            "would be answered by a warning"
         )
     if (size := len(encode(policy))) > RECORD_BYTES_MAX:
         raise ConfigError(f"the policy is a record of {size} bytes, at most {RECORD_BYTES_MAX} are read: shorten it")

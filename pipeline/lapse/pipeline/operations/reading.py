@@ -8,7 +8,7 @@ compaction or a transaction left offsets without a record; so the consumer's *po
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final, Protocol
 
 from aiokafka import AIOKafkaConsumer
@@ -74,17 +74,20 @@ async def _position(consumer: AIOKafkaConsumer, tp: TopicPartition, deadline: fl
             return position
     except TimeoutError:
         raise RuntimeFault(
-            f"{topic} could not be read to its end: partition {tp.partition} got no further for {READ_TIMEOUT_S:.0f} s; "
+            f"{topic} was not read to its end: partition {tp.partition} got no further in {READ_TIMEOUT_S:.0f} s; "
             "look at the broker, then try again"
         ) from None
 
 
-async def follow(settings: Settings, topic: str, *, since_ms: int | None = None) -> AsyncIterator[Record]:
+async def follow(
+    settings: Settings, topic: str, *, since_ms: int | None = None, ready: Callable[[], None] = lambda: None
+) -> AsyncGenerator[Record]:
     """Yield the records of a topic as they are appended, for ever; each partition in its own order.
 
     Args:
         since_ms: begin with the first record of each partition that was appended at or after this instant (epoch ms,
             the broker's clock); None: with what is appended after the call.
+        ready: is called once the beginning is fixed: what is appended after that will be seen.
 
     Raises:
         ConfigError: the topic does not exist.
@@ -101,6 +104,7 @@ async def follow(settings: Settings, topic: str, *, since_ms: int | None = None)
             starts |= {tp: at.offset for tp, at in found.items() if at is not None}
         for tp, offset in starts.items():
             consumer.seek(tp, offset)
+        ready()
         while True:
             for batch in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
                 for record in batch:

@@ -293,8 +293,8 @@ async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec], settings: 
             continue
         if code == InvalidReplicationFactorError.errno:
             raise ConfigError(
-                f"{name} cannot have {specs[0].replication} replicas at {settings.kafka}: set LAPSE_REPLICATION to what "
-                "the cluster can hold"
+                f"{name} cannot have {specs[0].replication} replicas at {settings.kafka}: set LAPSE_REPLICATION to "
+                "what the cluster can hold"
             )
         raise_for(code, rest[0] if rest else None, f"{name} cannot be created at {settings.kafka}")
         created.append(name)

@@ -6,8 +6,9 @@ logged and left out.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,11 +40,14 @@ class Ending:
         return self.appended_at - self.ended.due_at
 
 
-async def watch_endings(settings: Settings, *, since_ms: int | None = None) -> AsyncIterator[Ending]:
+async def watch_endings(
+    settings: Settings, *, since_ms: int | None = None, ready: Callable[[], None] = lambda: None
+) -> AsyncGenerator[Ending]:
     """Yield the endings as they are appended, for ever; in each partition in the log's order.
 
     Args:
         since_ms: begin with those appended at or after this instant (epoch ms, the broker's clock); None: from now on.
+        ready: is called once the beginning is fixed: what is appended after that will be seen.
 
     Raises:
         ConfigError: there is no expiries topic.
@@ -51,17 +55,18 @@ async def watch_endings(settings: Settings, *, since_ms: int | None = None) -> A
     """
     topic = TopicNames(settings.prefix).expiries
     known: dict[str, None] = {}
-    async for record in follow(settings, topic, since_ms=since_ms):
-        try:
-            expiry = parse_expiry(record.value)
-        except BadRecord as bad:
-            # A tombstone is not bad: the topic is compacted, and nothing rests on one.
-            if record.value is not None:
-                _log.warning("%s/%d, offset %d: %s", topic, record.partition, record.offset, bad.reason)
-            continue
-        if not isinstance(expiry, SessionEnded) or expiry.id in known:
-            continue
-        known[expiry.id] = None
-        if len(known) > ENDINGS_KNOWN_MAX:
-            del known[next(iter(known))]
-        yield Ending(expiry, record.partition, record.offset, record.timestamp)
+    async with contextlib.aclosing(follow(settings, topic, since_ms=since_ms, ready=ready)) as records:
+        async for record in records:
+            try:
+                expiry = parse_expiry(record.value)
+            except BadRecord as bad:
+                # A tombstone is not bad: the topic is compacted, and nothing rests on one.
+                if record.value is not None:
+                    _log.warning("%s/%d, offset %d: %s", topic, record.partition, record.offset, bad.reason)
+                continue
+            if not isinstance(expiry, SessionEnded) or expiry.id in known:
+                continue
+            known[expiry.id] = None
+            if len(known) > ENDINGS_KNOWN_MAX:
+                del known[next(iter(known))]
+            yield Ending(expiry, record.partition, record.offset, record.timestamp)

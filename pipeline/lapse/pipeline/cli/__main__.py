@@ -1,0 +1,3 @@
+from lapse.pipeline.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""`lapse run`: a worker of the processor."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import typer
+
+from lapse.pipeline.cli import flags
+from lapse.pipeline.cli.command import FAILED, command, say, usage
+
+if TYPE_CHECKING:
+    from lapse.pipeline.settings import Settings
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "run", flags.EVERYTHING)(run)
+
+
+def run(settings: Settings) -> int:
+    """Run a worker until it is told to stop (Ctrl-C, SIGTERM).
+
+    Several workers share the partitions; each needs a name of its own (--worker), kept over restarts, and all the same
+    LAPSE_WORKER_KEY. A worker does not start on topics that are missing or wrong: `lapse topics apply` makes them.
+    """
+    from lapse.pipeline.operations.topics import check_topics
+    from lapse.schemas.errors import ConfigError
+
+    try:
+        _ = settings.worker_key
+    except ConfigError as refused:
+        usage(str(refused))
+    problems = asyncio.run(check_topics(settings))
+    for problem in problems:
+        say(f"lapse: {problem}")
+    if problems:
+        return FAILED
+    from lapse.pipeline.processor import worker
+
+    return worker.run(settings) or 0
