@@ -13,11 +13,12 @@ For each record, in this order:
 3. What is over at the stamp is settled (sessions.py).
 4. The record is applied.
 
-After the batch, endings that log time has reached are released. `apply` never raises on bad input: that becomes a dead letter.
-Any other exception is a fault of the engine; the caller must then drop the engine, since a batch may be half applied.
+After the batch, endings that log time has reached are released. `apply` never raises on bad input: that becomes a
+dead letter. Any other exception is a fault of the engine; the caller must then drop the engine, since a batch may be
+half applied.
 
-The hot path is written out in `apply` and, for packed touches, in `_packed`: a touch of a known, live session, in time by the columns alone, which moves `last_seen_at` and nothing else. Everything else goes the long way.
-"""
+The hot path is written out in `apply` and, for packed touches, in `_packed`: a touch of a known, live session, in
+time by the columns alone, which moves `last_seen_at` and nothing else. Everything else goes the long way."""
 
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
 from lapse.pipeline.engine.table import BARRED, ENDED
 from lapse.schemas import (
     RECORD_BYTES_MAX,
+    ActivityRecord,
     BadRecord,
     ClockTick,
     DeadLetter,
@@ -104,8 +106,7 @@ class PartitionEngine:
         return self.sessions.next_due_at(self.clock.stamp)
 
     def watermark(self) -> int:
-        """Return the instant below which every ending's `decided_at` lies that `apply` will ever return from now on, at the
-        least: all endings with decided_at below it have been returned."""
+        """Return an instant such that all endings with `decided_at` below it have been returned by `apply`."""
         settled = self.sessions.settled
         return settled[0].decided_at if settled else self.clock.stamp
 
@@ -191,9 +192,10 @@ class PartitionEngine:
 
     def _other(self, stamp: int, next_at: int) -> None:
         """Read the present record with the models, settle, and apply it."""
-        value, sessions = self._value, self.sessions
+        sessions = self.sessions
+        record: ActivityRecord | None
         try:
-            record = parse_activity(value)
+            record = parse_activity(self._value)
             if isinstance(record, _SessionActivity) and record.forwarded is not None:
                 self._forwarded(record, stamp)
                 record = None
@@ -250,7 +252,7 @@ class PartitionEngine:
     def _belongs(self, session: str, subject: str, tenant: str | None, entry: int | None) -> bool:
         """Return whether the activity is for this partition's session; else forward or dead-letter it.
 
-        A known session under its own subject was looked at when it came; the subject's partition is computed for others alone.
+        A known session under its own subject was looked at when it came; for others the partition is computed.
         """
         table = self.sessions.table
         slot = table.slot_of.get(session)

@@ -1,8 +1,8 @@
 """Is a login that started then revoked?
 
-A revocation of a subject, a tenant or everyone ends the sessions that started at or before its instant `at`, and is kept as a cutoff
-so that what arrives late ends too. A cutoff is kept for the longest session life from `at`; of one id the earliest `at` counts,
-so that a repeated or reordered copy never widens it.
+A revocation of a subject, a tenant or everyone ends the sessions that started at or before its instant `at`, and is
+kept as a cutoff so that what arrives late ends too. A cutoff is kept for the longest session life from `at`; of one
+id the earliest `at` counts, so that a repeated or reordered copy never widens it.
 
 Several cutoffs may cover a start: the one with the smallest (at, id) is named, the first that would have ended it.
 

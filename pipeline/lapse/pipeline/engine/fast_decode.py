@@ -1,13 +1,14 @@
 """Is this record a plain touch, and what does it say? The hot path of the engine.
 
-Nearly all records are touches, single or packed. They are decoded here by msgspec into slotted structs, in about 0.4 us a
-record where a pydantic model takes 1.5 us. The structs accept less than the models of `lapse.schemas`: unknown fields,
-forwarded records, newer versions and everything doubtful raise `NotPlain`, and the caller reads the record again with the
-models, which decide and give the reason. So what is accepted here must be accepted there with the same values; a property test holds
-the two together.
+Nearly all records are touches, single or packed. They are decoded here by msgspec into slotted structs, in about 0.4
+us a record where a pydantic model takes 1.5 us. The structs accept less than the models of `lapse.schemas`: unknown
+fields, forwarded records, newer versions and everything doubtful raise `NotPlain`, and the caller reads the record
+again with the models, which decide and give the reason. So what is accepted here must be accepted there with the same
+values; a property test holds the two together.
 
-No size or nesting check is needed for what is accepted here: unknown fields are refused and all known ones are scalars, so that
-nothing nests deeper than a packed record's entries; and names are bounded. The size of a packed record is checked by the caller.
+No size or nesting check is needed for what is accepted here: unknown fields are refused and all known ones are
+scalars, so that nothing nests deeper than a packed record's entries; and names are bounded. The size of a packed
+record is checked by the caller.
 
 Source: DESIGN.md section 3; msgspec's structs ("gc=False", "array_like", "forbid_unknown_fields").
 """
@@ -66,4 +67,4 @@ class PlainPacked(msgspec.Struct, tag_field="type", tag="touches", forbid_unknow
 
 
 decode_plain = msgspec.json.Decoder(PlainTouch | PlainPacked).decode
-"""Decode a value (bytes) into a PlainTouch or PlainPacked, or raise `NotPlain`. A tenant's `/` is left to the caller."""
+"""Decode a value (bytes) into a PlainTouch or PlainPacked, or raise `NotPlain`. A `/` in a tenant is not looked for."""

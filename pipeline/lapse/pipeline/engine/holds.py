@@ -2,9 +2,10 @@
 
 Theory of operation
 -------------------
-An outage of the log must log nobody out: while it lasts no touch can be appended, and when it is over the touches that services
-kept need a moment to arrive. The log shows an outage as a jump of its stamps by more than `gap_ms`. But a failover of
-the owner on a silent partition looks the same, and must not delay anything. The owner's ticks tell the two apart.
+An outage of the log must log nobody out: while it lasts no touch can be appended, and when it is over the touches that
+services kept need a moment to arrive. The log shows an outage as a jump of its stamps by more than `gap_ms`. But a
+failover of the owner on a silent partition looks the same, and must not delay anything. The owner's ticks tell the two
+apart.
 
     none ──jump──> awaiting_tick ──tick covers the jump──> awaiting_ack ──acknowledged in time──> none
                         │                                      │
@@ -12,13 +13,13 @@ the owner on a silent partition looks the same, and must not delay anything. The
                                                           │
                                                           └── stamp reaches the end ──> none
 
-A tick *covers* the jump when its owner's appends have worked since before it: `stamp - up_ms` is not after the stamp before
-the jump. A tick that lay in a client through the outage would claim that too; so the tick after it must show that it
-was acknowledged within a second. From the first tick on the hold has an end, `jump + gap_grace_ms`, whatever comes out;
-before that tick it has none. A new jump starts anew. A hold is on for stamps below its end.
+A tick *covers* the jump when its owner's appends have worked since before it: `stamp - up_ms` is not after the stamp
+before the jump. A tick that lay in a client through the outage would claim that too; so the tick after it must show
+that it was acknowledged within a second. From the first tick on the hold has an end, `jump + gap_grace_ms`, whatever
+comes out; before that tick it has none. A new jump starts anew. A hold is on for stamps below its end.
 
-What was delayed is known by time alone: an idle ending whose instant (due + grace) is not after `held_through`, the stamp of the
-last record inside the hold, would have been settled by some earlier record.
+What was delayed is known by time alone: an idle ending whose instant (due + grace) is not after `held_through`, the
+stamp of the last record inside the hold, would have been settled by some earlier record.
 """
 
 from __future__ import annotations

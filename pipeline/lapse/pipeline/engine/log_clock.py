@@ -7,10 +7,9 @@ The log is the clock (DESIGN.md section 2). A clock of one partition gives two r
 * `record(append)` gives a record's *stamp*: its append time, kept monotone. Stamps decide.
 * `time` is *log time*: how far time has certainly come. It only says when an ending that is settled may be emitted.
 
-`AppendClock` is the first form: log time is the latest stamp. It follows the broker's clock wherever that goes. A form that
-survives steps of the broker's clock needs what ticks carry (`epoch`, `mono_ms`, `wall_at`, `prev_ms`, `ack_ms`), so every
-clock is shown every tick through `tick`, and may then move `time`.
-"""
+`AppendClock` is the first form: log time is the latest stamp. It follows the broker's clock wherever that goes. A
+form that survives steps of the broker's clock needs what ticks carry (`epoch`, `mono_ms`, `wall_at`, `prev_ms`,
+`ack_ms`), so every clock is shown every tick through `tick`, and may then move `time`."""
 
 from __future__ import annotations
 

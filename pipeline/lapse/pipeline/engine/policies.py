@@ -1,8 +1,8 @@
 """Which limits hold for this class of sessions?
 
-Sessions that logged in alike (same tenant, service, policy name, attributes and token life) form a class; a class is interned
-once and the session table keeps its number. So a policy change derives the limits of a few classes anew, not of a million
-sessions, and a session's row needs no attributes.
+Sessions that logged in alike (same tenant, service, policy name, attributes and token life) form a class; a class is
+interned once and the session table keeps its number. So a policy change derives the limits of a few classes anew, not
+of a million sessions, and a session's row needs no attributes.
 
 The rules (DESIGN.md section 3, "Policies"):
 

@@ -2,17 +2,17 @@
 
 A live session is due at `min(last_seen_at + idle, started_at + absolute)`; it is live while `now < due`.
 
-    who moves what     started, touched, elevated move last_seen_at to the maximum of instants; refreshed and closed do not
+    who moves what     started, touched, elevated move last_seen_at to the maximum of instants; refreshed, closed do not
     settled, no hold   stamp >= idle due + grace, or stamp >= absolute due: ends by the earlier limit, at a tie absolute
     settled in a hold  stamp >= absolute due: ends as absolute at that limit; idle endings wait for the end of the hold
-    counts             the first instant it stands for is before the idle due, its longest pause is below the idle limit, and its stamp is
-                       before idle due + grace (any stamp in a hold) and before the absolute due
+    counts             the first instant it stands for is before idle due, its longest pause is below the idle limit,
+                       and its stamp is before idle due + grace (any stamp in a hold) and before the absolute due
     close              in time, or in a hold: closed at its instant; in the grace after idle due: idle, at once
     revocation         live sessions of the target that started at or before its instant, at once; kept as a cutoff
 
-Every record first settles what is over at its stamp (`settle`), then is applied (the other methods); what it makes due itself is
-settled by the next record. Timers are lazy: see wheel.py. A session within its warning window is kept out of the hot
-path (table.py), so that its next touch is seen here.
+Every record first settles what is over at its stamp (`settle`), then is applied (the other methods); what it makes
+due itself is settled by the next record. Timers are lazy: see wheel.py. A session within its warning window is kept
+out of the hot path (table.py), so that its next touch is seen here.
 
 Source: DESIGN.md sections 2 and 3.
 """
@@ -45,7 +45,7 @@ from lapse.schemas import (
 __all__ = ["Sessions", "Touch"]
 
 VIOLATORS_MAX = 64
-"""Services reported as violating one session; an estate has tens of services, and a forged flood must not grow the state."""
+"""Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
 
 
 class Touch:
@@ -121,7 +121,7 @@ class Sessions:
     # Settling
 
     def settle(self, stamp: int, offset: int) -> None:
-        """End what is over at this stamp, warn of what soon will be, and forget what has been remembered long enough."""
+        """End what is over at this stamp, warn of what soon will be, forget what has been remembered long enough."""
         endings: list[SessionEnded] = []
         warnings: list[SessionExpiring] = []
         for slot in self.wheel.expire(stamp):

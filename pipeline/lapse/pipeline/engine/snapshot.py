@@ -3,8 +3,9 @@
     key                  value
     "c" + chunk number   a chunk of the session table (table.py has its layout)
     "r" + revocation id  a kept cutoff: {"at": .., "scope": [..]}, or null once it is forgotten
-    "m"                  the marker, the last of each checkpoint (JSON): what there is one of, the input offset, and how many chunks
-                         and cutoffs belong to it, so that a state topic with a piece missing is never read as fewer sessions
+    "m"                  the marker, the last of each checkpoint (JSON): what there is one of, the input offset, and how
+                         many chunks and cutoffs belong to it, so that a state topic with a piece missing is never read
+                         as fewer sessions
 
 A checkpoint is one transaction, so the latest record of each key belongs to the latest marker.
 """
@@ -41,7 +42,7 @@ def save_snapshot(engine: PartitionEngine) -> Checkpoint:
     marker = {
         "version": _VERSION,
         "offset": engine.offset,
-        "append": engine._append,  # noqa: SLF001  # the snapshot is the engine's other half
+        "append": engine._append,  # the snapshot is the engine's other half
         "epoch": engine.epoch,
         "clock": engine.clock.save(),
         "hold": sessions.hold.save(),
@@ -64,8 +65,8 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
     marker = orjson.loads(value)
     if marker["version"] != _VERSION:
         raise InvariantError(
-            f"the state of partition {engine.settings.partition} has version {marker['version']}, this worker reads {_VERSION}: "
-            "run the newer worker"
+            f"the state of partition {engine.settings.partition} has version {marker['version']}, this worker reads "
+            f"{_VERSION}: run the newer worker"
         )
     sessions = engine.sessions
     sessions.book.load(marker["policies"])
@@ -82,14 +83,14 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
             cutoffs += 1
     if (chunks, cutoffs) != (marker["chunks"], marker["cutoffs"]):
         raise InvariantError(
-            f"the state of partition {engine.settings.partition} is torn: the marker names {marker['chunks']} chunks and "
-            f"{marker['cutoffs']} cutoffs, the topic has {chunks} and {cutoffs}. Restore lapse.state, or delete it together with the "
-            "group's offsets to rebuild from lapse.activity"
+            f"the state of partition {engine.settings.partition} is torn: the marker names {marker['chunks']} chunks "
+            f"and {marker['cutoffs']} cutoffs, the topic has {chunks} and {cutoffs}. Restore lapse.state, or delete it "
+            "together with the group's offsets to rebuild from lapse.activity"
         )
     sessions.cutoffs.dirty.clear()
     sessions.hold.load(marker["hold"])
     sessions.settled = [SessionEnded.model_validate_json(orjson.dumps(ending)) for ending in marker["settled"]]
-    engine.offset, engine.epoch, engine._append = marker["offset"], marker["epoch"], marker["append"]  # noqa: SLF001
+    engine.offset, engine.epoch, engine._append = marker["offset"], marker["epoch"], marker["append"]
     engine.clock.load(marker["clock"])
     engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}
     sessions.rebuild()

@@ -1,8 +1,8 @@
 """Which slots belong to this subject?
 
 A revocation of a subject has to find its sessions among a million without a scan. A dict from subject to slots would
-cost about 100 bytes a session; this chained hash table over two int columns costs 4 to 12, since the strings it compares stand
-in the session table already. Order within a chain is arbitrary: callers sort what they find.
+cost about 100 bytes a session; this chained hash table over two int columns costs 4 to 12, since the strings it
+compares stand in the session table already. Order within a chain is arbitrary: callers sort what they find.
 
     heads[hash(subject) & mask] -> slot -> following[slot] -> ... -> -1
 """
@@ -19,7 +19,8 @@ _HEADS_MIN = 1024
 
 
 class SubjectIndex:
-    """Slots by subject. `subjects[slot]` is the table's own column and must not change while the slot is in the index."""
+    """Slots by subject. `subjects[slot]` is the table's own column and must not change while the slot is in the
+    index."""
 
     __slots__ = ("_count", "_following", "_heads", "_subjects")
 

@@ -1,8 +1,8 @@
 """Which sessions does the partition know, and what has changed since the last checkpoint?
 
-A columnar table: a session is a slot, and each fact a column. What the hot path reads and writes are `array` columns of 8 bytes,
-so that a million sessions fit in some 300 MB and a checkpoint copies slices. Slots are used again; 64 of them form a chunk,
-which is one record of `lapse.state`.
+A columnar table: a session is a slot, and each fact a column. What the hot path reads and writes are `array` columns of
+8 bytes, so that a million sessions fit in some 300 MB and a checkpoint copies slices. Slots are used again; 64 of them
+form a chunk, which is one record of `lapse.state`.
 
 A slot is in one of these states:
 
@@ -13,8 +13,8 @@ A slot is in one of these states:
     BARRED   revoked before it was seen; `last_seen_at` is the order's instant, `barred` has the revocation's id
 
 Columns that only a live slot needs are set so that the hot path turns others away: `idle_ms` is 0 for all that is not
-plainly live. A live slot that has been warned also has 0 there (its class has the limit), because its next touch must end the
-warning.
+plainly live. A live slot in its warning window also has 0 there (its class has the limit), because its next touch may
+end that.
 
 Chunk layout (lapse.state, key "c" + chunk number in decimal), little-endian:
 
@@ -24,10 +24,11 @@ Chunk layout (lapse.state, key "c" + chunk number in decimal), little-endian:
     n * 8       started_at
     n * 8       last_seen_at
     n * 2       index into the chunk's own list of classes (0xFFFF: none)
-    the rest    JSON: {"r": [references], "s": [subjects], "c": [[tenant, service, policy, [[name, value], ...], token_life_ms], ...],
-                "b": {slot: revocation id}, "v": {slot: [services reported as violating]}, "w": {slot: whether its warning was given},
-                "t": {slot: tenant} of slots without a class}
-                (slots counted from the chunk's first)
+    the rest    JSON, slots counted from the chunk's first:
+                {"r": [references], "s": [subjects],
+                 "c": [[tenant, service, policy, [[attribute, value], ...], token_life_ms], ...]: the classes,
+                 "b": {slot: revocation id}, "v": {slot: [services reported as violating]},
+                 "w": {slot: whether its warning was given}, "t": {slot: tenant, where it has no class}}
 
 A chunk with nobody in it is written with n = 0, never as a tombstone: no meaning rests on a tombstone.
 """
@@ -245,7 +246,8 @@ class SessionTable:
         version, n = _HEAD.unpack_from(value)
         if version != _CHUNK_VERSION:
             raise InvariantError(
-                f"chunk {chunk} of the state has version {version}, this worker reads {_CHUNK_VERSION}: run the newer worker"
+                f"chunk {chunk} of the state has version {version}, this worker reads {_CHUNK_VERSION}: "
+                "run the newer worker"
             )
         first = chunk << CHUNK_SHIFT
         self._grow_to(first + CHUNK_SLOTS)

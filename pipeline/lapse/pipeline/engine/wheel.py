@@ -2,14 +2,14 @@
 
 Theory of operation
 -------------------
-A timing wheel with lazy re-arming. A slot (a row of the session table) is armed for one instant; `expire(now)` gives the
-slots whose instant has come. A touch does not come here at all: the owner of the wheel looks at a slot that fired,
+A timing wheel with lazy re-arming. A slot (a row of the session table) is armed for one instant; `expire(now)` gives
+the slots whose instant has come. A touch does not come here at all: the owner of the wheel looks at a slot that fired,
 finds that its session lives on, and arms it for its new instant. So a session costs timer work once per timeout
 and not once per touch.
 
-The wheel has as many spokes as are in use. A spoke holds the slots armed for one span of `2**SPOKE_SHIFT` ms, in no order. When
-time reaches a spoke it is opened: its slots go into `_near`, a heap ordered by exact instant. So far instants cost one list
-append, and only those about to fire are sorted.
+The wheel has as many spokes as are in use. A spoke holds the slots armed for one span of `2**SPOKE_SHIFT` ms, in no
+order. When time reaches a spoke it is opened: its slots go into `_near`, a heap ordered by exact instant. So far
+instants cost one list append, and only those about to fire are sorted.
 
 `_armed[slot]` is the only truth: an entry of a spoke or of the heap counts only if the slot is still armed for just
 that instant. Arming a slot again (earlier or later) leaves a stale entry that is dropped when its time comes.
@@ -30,7 +30,7 @@ NEVER = 2**62
 """No instant: later than any. Sums with durations (below 2**53) stay within a signed 64-bit column."""
 
 SPOKE_SHIFT = 10
-"""A spoke spans 1.024 s: with idle timeouts of minutes to hours a few thousand spokes, each opened within 1 s of firing."""
+"""A spoke spans 1.024 s: a few thousand spokes for timeouts of minutes to hours, each opened within 1 s of firing."""
 
 _DISARMED = -1
 
