@@ -121,8 +121,8 @@ def _asyncapi() -> JsonSchemaValue:
             "description": "Ends sessions on time, everywhere. All values are JSON objects in UTF-8 of at most 64 KiB; "
             "unknown fields are ignored; `*_at` are epoch milliseconds of the log's scale, `*_ms` durations. Topics "
             "that are co-partitioned (x-co-partitioned) have one partition count, and what belongs to a subject has "
-            "the same partition number in all: (murmur2(key) & 0x7fffffff) % partitions of the key `tenant/subject`, or "
-            "`subject` without a tenant. The prefix `lapse.`, partitions and replicas are settings.",
+            "the same partition number in all: (murmur2(key) & 0x7fffffff) % partitions of the key `tenant/subject`, "
+            "or `subject` without a tenant. The prefix `lapse.`, partitions and replicas are settings.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": "application/json",

@@ -25,8 +25,8 @@ _WARNINGS_RETENTION_MS: Final = _DAY_MS
 _ENFORCEMENT_RETENTION_MS: Final = 7 * _DAY_MS
 _COMPLAINTS_RETENTION_MS: Final = 30 * _DAY_MS
 
-# 64 records of RECORD_BYTES_MAX: a client batches that much, and a value far too large still reaches the dead letters by
-# name. A limit near RECORD_BYTES_MAX would refuse whole batches at the broker, where only the writer hears of it.
+# 64 records of RECORD_BYTES_MAX: a client batches that much, and a value far too large still reaches the dead letters
+# by name. A limit near RECORD_BYTES_MAX would refuse whole batches at the broker, where only the writer hears of it.
 _INPUT_MESSAGE_BYTES_MAX: Final = 4_194_304
 # A state record holds 64 sessions, each of at most one activity record (64 KiB): 4 MiB, and as much again for keys.
 _STATE_MESSAGE_BYTES_MAX: Final = 8_388_608
