@@ -1,0 +1,113 @@
+"""What does a worker count, for Prometheus?
+
+Counters are process-wide and without labels that a writer of records could multiply. What the engines count themselves
+(clamped ages, unknown policies, what did not count) is read from them when somebody asks.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from lapse.pipeline.engine import Effects
+from lapse.schemas import SessionEnded
+
+__all__ = ["EngineNumbers", "Metrics"]
+
+EngineNumbers = Callable[[], Mapping[int, tuple[int, Mapping[str, int]]]]
+"""By partition: live sessions, and the engine's counters."""
+
+# Decisions come within the grace and some milliseconds of being due; an outage holds them for some seconds.
+_DELAY_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.275, 0.3, 0.35, 0.4, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_CHECKPOINT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
+
+
+class Metrics:
+    """One worker's counters, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self._records = Counter("lapse_records", "Input records applied", registry=own)
+        self._batches = Counter("lapse_batches", "Input batches applied", registry=own)
+        self._endings = Counter("lapse_endings", "Endings published", ["cause"], registry=own)
+        self._delay = Histogram(
+            "lapse_ending_decided_after_seconds",
+            "From due to decided, log time",
+            buckets=_DELAY_BUCKETS_S,
+            registry=own,
+        )
+        self._warnings = Counter("lapse_warnings", "Warnings published", registry=own)
+        self._violations = Counter("lapse_violations", "Violations published", registry=own)
+        self._dead_letters = Counter("lapse_dead_letters", "Records refused", registry=own)
+        self._forwards = Counter("lapse_forwards", "Records forwarded to the right partition", registry=own)
+        self._copies = Counter("lapse_copies", "Revocations and policies copied into the log", registry=own)
+        self._checkpoints = Histogram(
+            "lapse_checkpoint_seconds", "From cut to committed", buckets=_CHECKPOINT_BUCKETS_S, registry=own
+        )
+        self._checkpoint_records = Counter(
+            "lapse_checkpoint_records", "Records written to the state topic", registry=own
+        )
+        self._owned = Gauge("lapse_partitions_owned", "Partitions owned and restored", registry=own)
+
+    def applied(self, records: int) -> None:
+        """Count one applied batch."""
+        self._records.inc(records)
+        self._batches.inc()
+
+    def ended(self, ending: SessionEnded) -> None:
+        """Count an ending."""
+        self._endings.labels(ending.cause.value).inc()
+        self._delay.observe(max(0, ending.decided_at - ending.due_at) / 1000)
+
+    def published(self, effects: Effects) -> None:
+        """Count a batch's effects but for its endings."""
+        self._warnings.inc(len(effects.warnings))
+        self._violations.inc(len(effects.violations))
+        self._dead_letters.inc(len(effects.dead_letters))
+        self._forwards.inc(len(effects.forwards))
+
+    def refused(self, records: int) -> None:
+        """Count unreadable revocations and policies."""
+        self._dead_letters.inc(records)
+
+    def copied(self, records: int) -> None:
+        """Count copies into the log."""
+        self._copies.inc(records)
+
+    def checkpointed(self, seconds: float, records: int) -> None:
+        """Count one checkpoint."""
+        self._checkpoints.observe(seconds)
+        self._checkpoint_records.inc(records)
+
+    def owned(self, partitions: int) -> None:
+        """Say how many partitions are owned."""
+        self._owned.set(partitions)
+
+    def watch_engines(self, numbers: EngineNumbers) -> None:
+        """Let whoever scrapes see the engines' own numbers."""
+        self.registry.register(_Engines(numbers))
+
+    def serve(self, port: int) -> None:
+        """Serve `/metrics` on this port of all addresses, in a thread of its own."""
+        start_http_server(port, registry=self.registry)
+
+
+class _Engines:
+    """Reads the engines' numbers when asked."""
+
+    def __init__(self, numbers: EngineNumbers) -> None:
+        self._numbers = numbers
+
+    def collect(self) -> Iterable[Metric]:
+        live = GaugeMetricFamily("lapse_live_sessions", "Live sessions", labels=["partition"])
+        counted = CounterMetricFamily("lapse_engine", "What the engines have counted", labels=["what"])
+        totals: dict[str, int] = {}
+        for partition, (sessions, counters) in self._numbers().items():
+            live.add_metric([str(partition)], sessions)
+            for what, count in counters.items():
+                totals[what] = totals.get(what, 0) + count
+        for what, count in sorted(totals.items()):
+            counted.add_metric([what], count)
+        yield live
+        yield counted

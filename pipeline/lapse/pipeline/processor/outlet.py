@@ -1,0 +1,142 @@
+"""How does a worker append outside of transactions, so that nothing is lost, repeated or reordered unnoticed?
+
+An outlet is one idempotent producer with `acks=all`. aiokafka never gives up on an idempotent batch: through an outage
+it waits and repeats it, in order. That is wanted, up to a point; the outlet brings the missing deadline: what is not
+acknowledged DELIVERY_DEADLINE_S after it was sent is a `RuntimeFault`, and the worker starts again from its last
+checkpoint. So is every error: an idempotent producer that lost one batch refuses all that follow it (their sequence
+numbers no longer fit), so nothing can ever stand in the log before what it depends on.
+
+aiokafka sends one request a node at a time, so a worker has two outlets: `control` (ticks and copies, where
+milliseconds count) does not wait behind `effects` (endings, which come by the thousand).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.structs import RecordMetadata
+
+from lapse.pipeline.processor import clocks
+from lapse.schemas.errors import RuntimeFault
+
+__all__ = ["DELIVERY_DEADLINE_S", "Outlet", "abandon"]
+
+# Longer than the outages that a worker should sit out (a broker away 70 s, a leader election 18 s), for a restart
+# costs a restore; short enough that a producer that will never come back is replaced.
+DELIVERY_DEADLINE_S: Final = 120.0
+_REQUEST_TIMEOUT_MS: Final = 30_000
+
+# The broker's message.max.bytes (1,048,588 by default) bounds a batch; a dead letter of 4096 bytes base64 is the
+# largest record, 6 KiB. 256 KiB hold about 600 endings: a burst of 1000 in a partition is two requests.
+_BATCH_BYTES: Final = 256 * 1024
+
+# stop() is known to hang when brokers are gone (aiokafka 659): what does not stop by then is left to the process's end.
+_STOP_DEADLINE_S: Final = 5.0
+
+
+class Outlet:
+    """One idempotent producer of a worker."""
+
+    def __init__(self, bootstrap: str, name: str, fault: Callable[[BaseException], None]) -> None:
+        """Args: bootstrap: servers; name: client id; fault: told, once, of the error that ends this outlet."""
+        self._name = name
+        self._fault = fault
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+            client_id=name,
+            acks="all",
+            enable_idempotence=True,
+            request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            max_batch_size=_BATCH_BYTES,
+        )
+        # What is under way, oldest first. Bounded by what aiokafka takes before send() waits: a batch a partition.
+        self._open: deque[tuple[float, asyncio.Future[RecordMetadata]]] = deque()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            RuntimeFault: no broker answers.
+        """
+        try:
+            await self._producer.start()
+        except KafkaError as broken:
+            await abandon(self._producer)
+            raise RuntimeFault(f"{self._name}: cannot reach the broker: {broken!r}") from broken
+        self._watch = asyncio.create_task(self._watch_deadlines(), name=f"{self._name}-deadlines")
+
+    async def stop(self) -> None:
+        """Send what is under way, wait for it a while, and disconnect."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await abandon(self._producer)
+        self._settle()
+
+    async def send(
+        self, topic: str, partition: int, value: bytes, key: bytes | None = None
+    ) -> "asyncio.Future[RecordMetadata]":
+        """Hand over one record; return what its acknowledgement will complete. Waits while a full batch drains.
+
+        Raises:
+            RuntimeFault: the producer has failed.
+        """
+        started = clocks.mono_ms()
+        while True:
+            try:
+                sent: asyncio.Future[RecordMetadata] = await self._producer.send(topic, value, key, partition=partition)
+            except KafkaTimeoutError as waited:
+                if clocks.mono_ms() - started > DELIVERY_DEADLINE_S * 1000:
+                    raise RuntimeFault(
+                        f"{self._name}: {topic}-{partition} took nothing in {DELIVERY_DEADLINE_S} s"
+                    ) from waited
+            except KafkaError as broken:
+                raise RuntimeFault(f"{self._name}: cannot append to {topic}-{partition}: {broken!r}") from broken
+            else:
+                self._open.append((started, sent))
+                return sent
+
+    def _settle(self) -> BaseException | None:
+        """Forget what is done, from the oldest on; return the first error among it."""
+        error: BaseException | None = None
+        while self._open and self._open[0][1].done():
+            _, sent = self._open.popleft()
+            if not sent.cancelled():
+                error = error or sent.exception()
+        return error
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            error = self._settle()
+            if error is not None:
+                self._fault(RuntimeFault(f"{self._name}: an append failed: {error!r}"))
+                return
+            if self._open and clocks.mono_ms() - self._open[0][0] > DELIVERY_DEADLINE_S * 1000:
+                self._fault(RuntimeFault(f"{self._name}: an append is not acknowledged after {DELIVERY_DEADLINE_S} s"))
+                return
+
+
+async def acknowledged(sent: "Sequence[asyncio.Future[RecordMetadata]]") -> None:
+    """Wait until all of it stands in the log.
+
+    Raises:
+        RuntimeFault: one of them will not.
+    """
+    for future in sent:
+        try:
+            await future
+        except KafkaError as broken:
+            raise RuntimeFault(f"an append failed: {broken!r}") from broken
+
+
+async def abandon(client: Any) -> None:
+    """Stop an aiokafka client, or leave it if it does not stop in time."""
+    try:
+        async with asyncio.timeout(_STOP_DEADLINE_S):
+            await client.stop()
+    except (TimeoutError, KafkaError):
+        pass

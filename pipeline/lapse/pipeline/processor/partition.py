@@ -1,0 +1,266 @@
+"""How is one owned partition run, from its restored engine to its last checkpoint?
+
+Four tasks: one applies input in batches (steps 1 and 2 of the order of effects, core.py), one ticks, one forwards,
+one checkpoints (steps 3 and 4). `_lock` is held from the moment a batch is applied until all its effects are handed
+over, so that a cut is always of an exact input offset with all that came before it published. `_checkpointing` is
+held through a checkpoint, so that there is one at a time and none is torn by the end of the ownership.
+
+Input must be without holes. Faust may bring what it had fetched before a rebalance, or lose it; so what is missing
+between the engine's offset and a batch is read back from the log first, and what is below is dropped by the engine.
+Holes that no record fills (markers of transactions) cost one read.
+
+When a task fails, the worker does (`fault`): what a failed batch has changed is nowhere, and no checkpoint follows.
+When the partition is fenced, another owner is at work: it falls silent (`lost`).
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from aiokafka import ConsumerRecord, TopicPartition
+
+from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor.append_health import AppendHealth
+from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
+from lapse.pipeline.processor.copies import Copier
+from lapse.pipeline.processor.forwarding import Forwarder
+from lapse.pipeline.processor.log_time import LogTime
+from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.outlet import Outlet, acknowledged
+from lapse.pipeline.processor.publishing import Publisher
+from lapse.pipeline.processor.reading import read_range
+from lapse.pipeline.processor.restore import Restored
+from lapse.pipeline.processor.ticks import Ticker
+from lapse.pipeline.settings import Settings
+from lapse.schemas import InvariantError, TopicNames
+
+__all__ = ["OwnedPartition", "WorkerParts"]
+
+_log = structlog.get_logger("lapse.processor")
+
+# Batches that wait to be applied; then Faust's agent waits, and Faust stops fetching. A batch has at most the 20,000
+# records of a poll; two keep the partition busy while the next is fetched.
+_INBOX_BATCHES: Final = 2
+
+# If nothing comes for so long before the partition has caught up, what is left may be only markers of transactions.
+_QUIET_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """What all partitions of a worker share."""
+
+    settings: Settings
+    worker_key: bytes
+    topics: TopicNames
+    effects: Outlet
+    control: Outlet
+    health: AppendHealth
+    copier: Copier
+    metrics: Metrics
+
+
+class OwnedPartition:
+    """One partition of this worker, between restore and revocation."""
+
+    def __init__(
+        self,
+        number: int,
+        restored: Restored,
+        parts: WorkerParts,
+        *,
+        fault: Callable[[BaseException], None],
+        lost: Callable[[int], None],
+    ) -> None:
+        self.number = number
+        self._engine = restored.engine
+        self._restored = restored
+        self._writer = restored.writer
+        self._parts = parts
+        self._fault = fault
+        self._lost = lost
+        self._lock = asyncio.Lock()
+        self._checkpointing = asyncio.Lock()
+        self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
+        self._moved = asyncio.Event()
+        self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        log_time = LogTime()
+        self._publisher = Publisher(parts.topics, number, parts.effects, parts.metrics)
+        self._forwarder = Forwarder(parts.topics, parts.effects, log_time, parts.worker_key)
+        self._ticker = Ticker(
+            topics=parts.topics,
+            partition=number,
+            owner=parts.settings.worker,
+            worker_key=parts.worker_key,
+            outlet=parts.control,
+            log_time=log_time,
+            health=parts.health,
+            due_at=restored.engine.next_due_at,
+            applied=lambda: restored.engine.offset,
+        )
+
+    @property
+    def live_sessions(self) -> int:
+        return self._engine.live_sessions
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return self._engine.counters
+
+    def start(self) -> None:
+        """Begin to apply, copy, tick, forward and checkpoint."""
+        self._parts.copier.own(self.number, self._restored.revocations)
+        self._spawn("apply", self._apply_all())
+        self._spawn("forward", self._forwarder.run())
+        self._spawn("tick", self._tick_all())
+        self._spawn("checkpoint", self._checkpoint_all())
+
+    async def offer(self, records: Sequence[ConsumerRecord]) -> None:
+        """Take a batch over, in log order. Waits while enough batches do."""
+        await self._inbox.put(records)
+
+    async def close(self, *, checkpoint: bool, deadline_s: float) -> None:
+        """End the ownership, with a last checkpoint where that is wanted and comes through in time.
+
+        Without it nothing is lost: the next owner applies again what lies after the checkpoint before.
+        """
+        self._parts.copier.disown(self.number)
+        try:
+            async with asyncio.timeout(deadline_s), self._checkpointing:
+                async with self._lock:
+                    self._cancel("apply", "tick", "checkpoint")
+                if checkpoint:
+                    await self._checkpoint(deadline_s)
+        except TimeoutError:
+            _log.warning("closed without a last checkpoint", partition=self.number, waited_s=deadline_s)
+        except Fenced:
+            _log.info("closed; another owner has begun", partition=self.number)
+        finally:
+            self._cancel(*self._tasks)
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await self._writer.stop()
+
+    def fall_silent(self) -> None:
+        """Write nothing more: another owner has begun."""
+        self._parts.copier.disown(self.number)
+        self._cancel(*self._tasks)
+
+    async def _apply_all(self) -> None:
+        while True:
+            records = await self._inbox.get()
+            async with self._lock:
+                await self._apply(records)
+
+    async def _apply(self, records: Sequence[ConsumerRecord]) -> None:
+        engine = self._engine
+        if records[0].offset > engine.offset:
+            missing = await self._missing(records[0].offset)
+            records = [*missing, *records]
+        effects = engine.apply(records)  # 1
+        await self._publisher.publish(effects)  # 2
+        for forward in effects.forwards:
+            self._publisher.depends_on(await self._forwarder.forward(forward))
+        await self._publisher.watermark(engine.watermark())
+        self._parts.metrics.applied(len(records))
+        self._moved.set()
+        self._ticker.engine_moved()
+
+    async def _missing(self, stop: int) -> list[ConsumerRecord]:
+        """Return what lies between the engine and the batch in hand, which Faust has not brought."""
+        start = self._engine.offset
+        first = self._restored.fresh and start == 0
+        tp = TopicPartition(self._parts.topics.activity, self.number)
+        name = f"{self._parts.settings.group}-missing"
+        found = await read_range(self._parts.settings.kafka, name, tp, start, stop, deleted_is_fault=not first)
+        _log.info("read back", partition=self.number, start=start, stop=stop, records=len(found))
+        return found
+
+    async def _tick_all(self) -> None:
+        await self._catch_up(or_wanted=True)
+        if self._engine.offset < self._restored.caught_up_at:
+            # A forwarded record waits for an estimate of log time.
+            self._ticker.take_epoch(self._engine.epoch + 1)
+            ticking = asyncio.create_task(self._ticker.run())
+            try:
+                await self._catch_up(or_wanted=False)
+            finally:
+                ticking.cancel()
+                await asyncio.gather(ticking, return_exceptions=True)
+        self._ticker.take_epoch(self._engine.epoch + 1)
+        await self._ticker.run()
+
+    async def _catch_up(self, *, or_wanted: bool) -> None:
+        """Wait until all is applied that stood in the log when the predecessor was fenced."""
+        tp = TopicPartition(self._parts.topics.activity, self.number)
+        name = f"{self._parts.settings.group}-missing"
+        end = self._restored.caught_up_at
+        while self._engine.offset < end and not (or_wanted and self._forwarder.waiting):
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                start = self._engine.offset
+                left = await read_range(
+                    self._parts.settings.kafka, name, tp, start, end, deleted_is_fault=False, some=True
+                )
+                if not left and self._engine.offset == start:
+                    return
+
+    async def _checkpoint_all(self) -> None:
+        interval_s = self._parts.settings.checkpoint_interval_ms / 1000
+        # Staggered: each partition has its own moment of the interval, so that one checkpoint is written at a time.
+        await asyncio.sleep(
+            interval_s * (self.number % self._parts.settings.partitions + 1) / self._parts.settings.partitions
+        )
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            async with self._checkpointing:
+                await self._checkpoint(CHECKPOINT_DEADLINE_S)
+            await asyncio.sleep(max(interval_s / 2, began + interval_s - loop.time()))
+
+    async def _checkpoint(self, deadline_s: float) -> None:
+        """Make the state durable. Called with `_checkpointing` held.
+
+        Raises:
+            Fenced: another owner has begun.
+            RuntimeFault: an effect or the checkpoint did not come through.
+        """
+        began_ms = clocks.mono_ms()
+        async with self._lock:
+            if self._saved == (self._engine.offset, self._parts.copier.copied(self.number)):
+                return
+            checkpoint = self._engine.cut()  # 3
+            revocations = self._parts.copier.copied(self.number)
+            unacknowledged = self._publisher.take_unacknowledged()
+        if checkpoint.offset < self._saved[0]:
+            raise InvariantError(
+                f"partition {self.number} went back from offset {self._saved[0]} to {checkpoint.offset}"
+            )
+        await acknowledged(unacknowledged)  # 3
+        await self._writer.write(checkpoint, revocations, deadline_s)  # 4
+        self._saved = (checkpoint.offset, revocations)
+        self._parts.metrics.checkpointed((clocks.mono_ms() - began_ms) / 1000, len(checkpoint.records))
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"lapse-{self.number}-{name}")
+        task.add_done_callback(self._ended)
+        self._tasks[name] = task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Fenced):
+            self._lost(self.number)
+        else:
+            self._fault(error or InvariantError(f"{task.get_name()} ended by itself"))
+
+    def _cancel(self, *names: str) -> None:
+        for name in names:
+            if (task := self._tasks.get(name)) is not None:
+                task.cancel()

@@ -1,0 +1,104 @@
+"""How do one partition's effects reach their topics, in what order, and when do they stand there?
+
+This is step 2 of the order of effects (core.py). Endings and watermarks go to the same partition number of
+`lapse.expiries`, warnings likewise, keyed by session reference; endings of one batch before its warnings, and all of
+them before the watermark that vouches for them. One idempotent producer keeps that order in the log; sends come from
+the partition's own task alone, under its lock.
+
+A watermark goes out at most once a second (WATERMARK_INTERVAL_MS): ticks come once a second, so also in silence.
+
+What was handed over and is not yet known to stand in the log is kept in `unacknowledged`; a checkpoint takes it over
+and waits for it (step 3), so that no state is saved that has forgotten an ending which is not out.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from aiokafka.structs import RecordMetadata
+
+from lapse.pipeline.engine import Effects
+from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.outlet import Outlet
+from lapse.schemas import DeadLetter, TopicNames, Watermark, encode
+
+__all__ = ["WATERMARK_INTERVAL_MS", "WATERMARK_KEY", "Publisher", "dead_letter_key"]
+
+WATERMARK_KEY: Final = b"watermark"
+WATERMARK_INTERVAL_MS: Final = 1_000
+
+# Done futures are dropped when so many have gathered, so that the list stays short between two checkpoints: a burst of
+# 100,000 endings would else keep 100,000 of them (some 20 MB) for the length of an interval.
+_PRUNE_AT: Final = 4_096
+
+
+def dead_letter_key(letter: DeadLetter) -> bytes:
+    """Return where the refused record stands: the key of its dead letter."""
+    return f"{letter.topic}/{letter.partition}/{letter.offset}".encode()
+
+
+class Publisher:
+    """Publishes what one partition's engine brought about."""
+
+    def __init__(self, topics: TopicNames, partition: int, outlet: Outlet, metrics: Metrics) -> None:
+        self._topics = topics
+        self._partition = partition
+        self._outlet = outlet
+        self._metrics = metrics
+        self._unacknowledged: list[asyncio.Future[RecordMetadata]] = []
+        self._as_of = -1
+        self._next_watermark_ms = clocks.mono_ms()
+
+    async def publish(self, effects: Effects) -> None:
+        """Hand over a batch's endings, warnings, violations and dead letters, in this order.
+
+        Raises:
+            RuntimeFault: the producer has failed.
+        """
+        topics = self._topics
+        for ending in effects.endings:
+            await self._send(topics.expiries, encode(ending), ending.session.encode())
+            self._metrics.ended(ending)
+        for warning in effects.warnings:
+            await self._send(topics.warnings, encode(warning), warning.session.encode())
+        for violation in effects.violations:
+            await self._send(topics.violations, encode(violation), violation.session.encode())
+        for letter in effects.dead_letters:
+            await self._send(topics.dead_letters, encode(letter), dead_letter_key(letter))
+        self._metrics.published(effects)
+
+    async def watermark(self, as_of: int) -> None:
+        """Vouch, if it is time and there is news, for all endings decided before `as_of`: they have been published."""
+        now_ms = clocks.mono_ms()
+        if now_ms < self._next_watermark_ms or as_of <= self._as_of:
+            return
+        # Ticks come a little more or less than a second apart: from the schedule, not from the last one, or every
+        # second watermark would fall out. After a pause the schedule starts anew.
+        behind = now_ms - self._next_watermark_ms > WATERMARK_INTERVAL_MS
+        self._next_watermark_ms = (now_ms if behind else self._next_watermark_ms) + WATERMARK_INTERVAL_MS
+        self._as_of = as_of
+        await self._send(self._topics.expiries, encode(Watermark(as_of=as_of)), WATERMARK_KEY)
+
+    def depends_on(self, sent: "asyncio.Future[RecordMetadata]") -> None:
+        """Let the next checkpoint wait for this append too."""
+        self._unacknowledged.append(sent)
+
+    def take_unacknowledged(self) -> "list[asyncio.Future[RecordMetadata]]":
+        """Return what is not yet known to stand in the log; whoever takes it waits for it."""
+        taken = self._unacknowledged
+        self._unacknowledged = []
+        return taken
+
+    async def _send(self, topic: str, value: bytes, key: bytes) -> None:
+        if len(self._unacknowledged) >= _PRUNE_AT:
+            self._unacknowledged = list(_not_done_well(self._unacknowledged))
+        self._unacknowledged.append(await self._outlet.send(topic, self._partition, value, key))
+
+
+def _not_done_well(
+    futures: "Iterable[asyncio.Future[RecordMetadata]]",
+) -> "Iterable[asyncio.Future[RecordMetadata]]":
+    for future in futures:
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            yield future
