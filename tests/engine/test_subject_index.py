@@ -1,0 +1,36 @@
+"""Goal: the index finds a subject's slots and no others. Method: hypothesis compares it with a dict of sets."""
+
+from collections import defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lapse.pipeline.engine.subject_index import SubjectIndex
+
+NAMES = [f"u-{number}" for number in range(7)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(NAMES)), max_size=120))
+def test_it_finds_what_a_dict_of_sets_finds(toggles: list[tuple[int, str]]) -> None:
+    subjects = [""] * 31
+    index, plain = SubjectIndex(subjects), defaultdict[str, set[int]](set)
+    for slot, name in toggles:
+        if subjects[slot]:
+            index.remove(slot)
+            plain[subjects[slot]].discard(slot)
+            subjects[slot] = ""
+        else:
+            subjects[slot] = name
+            index.add(slot)
+            plain[name].add(slot)
+        for subject in NAMES:
+            assert sorted(index.of(subject)) == sorted(plain[subject])
+
+
+def test_it_grows_and_forgets_nothing() -> None:
+    subjects = [f"u-{number // 2}" for number in range(5000)]
+    index = SubjectIndex(subjects)
+    for slot in range(5000):
+        index.add(slot)
+    assert all(sorted(index.of(f"u-{n}")) == [2 * n, 2 * n + 1] for n in range(2500))
+    assert index.of("nobody") == []
