@@ -8,6 +8,7 @@ import typer
 
 from lapse.pipeline.cli import flags
 from lapse.pipeline.cli.command import FAILED, command, fail, say
+from lapse.pipeline.cli.options import Json
 from lapse.pipeline.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Start, stop and look at a Kafka broker on this machine.", no_args_is_help=True, rich_markup_mode=None
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one object a line.")]
 
 
 def _named(settings: Settings) -> str | None:

@@ -50,11 +50,20 @@ def usage(message: str) -> NoReturn:
     raise typer.Exit(USAGE)
 
 
-def command(app: typer.Typer, name: str, settings: tuple[str, ...] = flags.LOG) -> Callable[[Body], Body]:
-    """Register a function as a command that takes these settings as flags beside its own parameters."""
+def command(
+    app: typer.Typer, name: str, settings: tuple[str, ...] = flags.LOG, *, dashed: bool = False
+) -> Callable[[Body], Body]:
+    """Register a function as a command that takes these settings as flags beside its own parameters.
+
+    Args:
+        settings: the names of the settings.
+        dashed: whether an argument may begin with a dash, as one in 64 session references does. Short options are then
+            none, not even -h, since such an argument is read as a row of them.
+    """
+    context = {"ignore_unknown_options": True, "help_option_names": ["--help"]} if dashed else None
 
     def register(body: Body) -> Body:
-        app.command(name)(_told_by_flags(body, settings))
+        app.command(name, context_settings=context)(_told_by_flags(body, settings))
         return body
 
     return register

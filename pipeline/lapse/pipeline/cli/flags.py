@@ -65,5 +65,5 @@ def parameters(names: tuple[str, ...]) -> list[inspect.Parameter]:
 
 
 def _option(name: str, kind: type[Any], about: str) -> Any:
-    metavar = {str: "TEXT", int: "N", Path: "PATH"}.get(kind)
+    metavar = {str: "TEXT", int: "N", Path: "PATH"}.get(kind, "adopt|reject")
     return typer.Option("--" + name.replace("_", "-"), help=f"Setting: {about}.", metavar=metavar)

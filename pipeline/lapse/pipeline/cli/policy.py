@@ -14,6 +14,7 @@ import typer
 from lapse.pipeline.cli import flags
 from lapse.pipeline.cli.command import command, fail, say, usage
 from lapse.pipeline.cli.durations import NONE, BadDuration, format_duration, parse_duration
+from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import print_json, print_table, printable
 from lapse.pipeline.cli.refusals import explained
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Set and look at policies: when sessions must end.", no_args_is_help=True, rich_markup_mode=None)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one object a line.")]
 
 # What services coalesce touches by unless told otherwise (touch_interval_ms of the publisher).
 _TOUCH_INTERVAL_MS = 5_000
@@ -48,11 +48,14 @@ def set_(
         str | None, _limit("--token-life", "The longest life of tokens, where there is no absolute limit")
     ] = None,
     match_tenant: Annotated[
-        list[str] | None, typer.Option("--match-tenant", help="Apply it to this tenant's sessions; may be repeated.")
+        list[str] | None,
+        text_option("--match-tenant", "Apply it to this tenant's sessions; may be repeated."),
     ] = None,
     match_service: Annotated[
         list[str] | None,
-        typer.Option("--match-service", help="Apply it to sessions that this service started; may be repeated."),
+        typer.Option(
+            "--match-service", metavar="TEXT", help="Apply it to sessions that this service started; may be repeated."
+        ),
     ] = None,
     match_attribute: Annotated[
         list[str] | None,
@@ -61,8 +64,8 @@ def set_(
     no_match: Annotated[
         bool, typer.Option("--no-match", help="Apply it only to sessions that name it, from now on.")
     ] = False,
-    by: Annotated[str | None, typer.Option("--by", help="Who sets it.")] = None,
-    note: Annotated[str | None, typer.Option("--note", help="Why, in words, for people.")] = None,
+    by: Annotated[str | None, text_option("--by", "Who sets it.")] = None,
+    note: Annotated[str | None, text_option("--note", "Why, in words, for people.")] = None,
     json: Json = False,
 ) -> None:
     """Set a policy. It applies to live sessions too, within about a second.
@@ -70,8 +73,8 @@ def set_(
     What is not given stays as it was; a new policy needs --idle and --absolute. The --match options together replace
     the rules that were there: each kind that is given must match, by any of its values.
     """
-    from lapse.pipeline.operations.policies import read_policies, set_policy
-    from lapse.schemas import Policy
+    from lapse.pipeline.operations.policies import read_policies, refuse_senseless, set_policy
+    from lapse.schemas import ConfigError, Policy
 
     limits = _limits(idle=idle, absolute=absolute, warn_before=warn_before, hold_max=hold_max, token_life=token_life)
     match = _match(match_tenant, match_service, match_attribute, none=no_match)
@@ -81,6 +84,10 @@ def set_(
     before = known.policy.model_dump() if known is not None else {}
     with explained():
         policy = Policy.model_validate(before | limits | match | {"name": name, "by": by, "note": note})
+    try:
+        refuse_senseless(policy, settings)
+    except ConfigError as senseless:
+        usage(str(senseless))
     version = asyncio.run(set_policy(settings, policy))
     _warn(policy)
     if json:
@@ -145,7 +152,8 @@ def show(
         "note": policy.note or "",
     }
     for label, text in lines.items():
-        typer.echo(f"{label:<12} {printable(text)}".rstrip())
+        if text:
+            typer.echo(f"{label:<12} {printable(text)}")
 
 
 def _limits(**given: str | None) -> dict[str, int | None]:

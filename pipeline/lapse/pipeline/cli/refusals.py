@@ -20,4 +20,6 @@ def explained() -> Iterator[None]:
     except ValidationError as refused:
         error = refused.errors(include_input=False)[0]
         field = ".".join(str(part) for part in error["loc"]) or "the target"
-        usage(f"{field}: {error['msg'].removeprefix('Value error, ')}")
+        # The one pattern of a field that can be given here: a tenant's, which the model writes as an expression.
+        slash = error["type"] == "string_pattern_mismatch" and "tenant" in error["loc"]
+        usage(f"{field}: {'must not contain /' if slash else error['msg'].removeprefix('Value error, ')}")

@@ -17,6 +17,7 @@ import typer
 
 from lapse.pipeline.cli.asking import confirm
 from lapse.pipeline.cli.command import command, usage
+from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import print_json, printable
 from lapse.pipeline.cli.refusals import explained
 
@@ -31,14 +32,13 @@ app = typer.Typer(
 Reason = Annotated[
     str, typer.Option("--reason", metavar="WORD", help="Why, as a word: admin, credential_change, incident, ...")
 ]
-Note = Annotated[str | None, typer.Option("--note", help="Why, in words, for people.")]
-By = Annotated[str | None, typer.Option("--by", help="Who orders it. [default: this user at this machine]")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="The tenant of the subject.")]
+Note = Annotated[str | None, text_option("--note", "Why, in words, for people.")]
+By = Annotated[str | None, text_option("--by", "Who orders it. [default: this user at this machine]")]
+Tenant = Annotated[str | None, text_option("--tenant", "The tenant of the subject.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one object a line.")]
 
 
-@command(app, "session")
+@command(app, "session", dashed=True)
 def session(
     settings: Settings,
     reason: Reason,
@@ -49,12 +49,13 @@ def session(
         bool, typer.Option("--raw", help="Read the secret session id from standard input and hash it.")
     ] = False,
     key_file: Annotated[
-        Path | None, typer.Option("--key-file", help="With --raw: the key that the services hash session ids with.")
+        Path | None,
+        typer.Option("--key-file", metavar="FILE", help="With --raw: the key that the services hash session ids with."),
     ] = None,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Take REF though it does not look like a reference (a foreign client's).")
     ] = False,
-    subject: Annotated[str | None, typer.Option("--subject", help="The session's subject, if known.")] = None,
+    subject: Annotated[str | None, text_option("--subject", "The session's subject, if known.")] = None,
     tenant: Tenant = None,
     note: Note = None,
     by: By = None,
@@ -117,6 +118,8 @@ def _reference(ref: str | None, *, as_is: bool) -> str:
 
     if ref is None:
         usage("which session? Give its reference, or --raw and the session id on standard input")
+    if not as_is and ref.startswith("--") and not is_session_reference(ref):
+        usage("there is no such option, nor is it a session reference; see `lapse revoke session --help`")
     if not as_is and not is_session_reference(ref):
         # Not repeated: it may be the secret itself, and errors go into logs.
         usage(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from lapse.pipeline.cli import flags
 from lapse.pipeline.cli.command import FAILED, command, say
+from lapse.pipeline.cli.options import Json
 from lapse.pipeline.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Create the topics, and compare them with what Lapse relies on.", no_args_is_help=True, rich_markup_mode=None
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one object a line.")]
 
 
 @command(app, "apply", flags.TOPICS)

@@ -11,6 +11,7 @@ import typer
 
 from lapse.pipeline.cli.command import command, say, usage
 from lapse.pipeline.cli.durations import BadDuration, parse_duration
+from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import clock, print_json, printable
 
 if TYPE_CHECKING:
@@ -32,12 +33,12 @@ def watch(
     ] = None,
     cause: Annotated[
         list[str] | None,
-        typer.Option("--cause", help="Only endings of this cause (idle, absolute, revoked, closed); may be repeated."),
+        text_option("--cause", "Only endings of this cause: idle, absolute, revoked or closed; may be repeated."),
     ] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="Only this subject's endings.")] = None,
-    tenant: Annotated[str | None, typer.Option("--tenant", help="Only this tenant's endings.")] = None,
+    subject: Annotated[str | None, text_option("--subject", "Only this subject's endings.")] = None,
+    tenant: Annotated[str | None, text_option("--tenant", "Only this tenant's endings.")] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, metavar="N", help="End after so many.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one object a line.")] = False,
+    json: Json = False,
 ) -> None:
     """Print each ending of a session as it is appended, until Ctrl-C.
 

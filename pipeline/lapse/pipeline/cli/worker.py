@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,24 +20,30 @@ def register(app: typer.Typer) -> None:
     command(app, "run", flags.EVERYTHING)(run)
 
 
-def run(settings: Settings) -> int:
+def run(
+    settings: Settings,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", min=1, max=65_535, metavar="N", help="Serve Prometheus metrics on this port."),
+    ] = None,
+) -> int:
     """Run a worker until it is told to stop (Ctrl-C, SIGTERM).
 
     Several workers share the partitions; each needs a name of its own (--worker), kept over restarts, and all the same
     LAPSE_WORKER_KEY. A worker does not start on topics that are missing or wrong: `lapse topics apply` makes them.
     """
-    from lapse.pipeline.operations.topics import check_topics
+    from lapse.pipeline.operations.topics import WrongTopics
+    from lapse.pipeline.processor import worker
     from lapse.schemas.errors import ConfigError
 
     try:
         _ = settings.worker_key
     except ConfigError as refused:
         usage(str(refused))
-    problems = asyncio.run(check_topics(settings))
-    for problem in problems:
-        say(f"lapse: {problem}")
-    if problems:
+    try:
+        worker.run(settings, metrics_port=metrics_port)
+    except WrongTopics as wrong:
+        for problem in wrong.problems:
+            say(f"lapse: {problem}")
         return FAILED
-    from lapse.pipeline.processor import worker
-
-    return worker.run(settings) or 0
+    return 0

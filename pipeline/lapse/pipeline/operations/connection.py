@@ -46,15 +46,10 @@ async def _told(settings: Settings) -> AsyncIterator[None]:
     except (KafkaConnectionError, NodeNotReadyError, TimeoutError) as broken:
         raise RuntimeFault(
             f"no Kafka broker answers at {settings.kafka}: start one with `lapse broker up`, or name yours with "
-            f"--kafka or LAPSE_KAFKA ({_short(broken)})"
+            "--kafka or LAPSE_KAFKA"
         ) from broken
     except KafkaError as broken:
-        raise RuntimeFault(f"the broker at {settings.kafka} refused: {_short(broken)}") from broken
-
-
-def _short(error: BaseException) -> str:
-    # A Kafka error's text begins with its name already; a TimeoutError has none.
-    return str(error).strip() or type(error).__name__
+        raise RuntimeFault(f"the broker at {settings.kafka} refused: {broken}") from broken
 
 
 @contextlib.asynccontextmanager
