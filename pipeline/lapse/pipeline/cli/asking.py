@@ -1,17 +1,19 @@
-"""How does a command that ends or deletes much make sure that it is meant?
+"""How does a command that ends or deletes much make sure that it is meant, and by whom?
 
 It says what it would do and asks. Where nobody can answer (no terminal) it does nothing and says how to mean it.
 """
 
 from __future__ import annotations
 
+import getpass
+import socket
 import sys
 
 import typer
 
 from lapse.pipeline.cli.command import FAILED, say, usage
 
-__all__ = ["confirm"]
+__all__ = ["confirm", "this_person"]
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -27,3 +29,11 @@ def confirm(question: str, *, yes: bool) -> None:
     if not typer.confirm(question, err=True):
         say("nothing was done")
         raise typer.Exit(FAILED)
+
+
+def this_person() -> str:
+    """Return who gives the command, as user@machine, for the record's `by` where nobody is named."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # no such user in the password file, as in some containers
+        return f"unknown@{socket.gethostname()}"

@@ -77,7 +77,7 @@ def _told_by_flags(body: Body, names: tuple[str, ...]) -> Callable[..., None]:
         from lapse.pipeline.cli import logs
         from lapse.schemas.errors import LapseError
 
-        logs.to_stderr()
+        logs.quieten_clients()
         told = {name: given.pop(name) for name in names}
         settings = _settings(told)
         try:

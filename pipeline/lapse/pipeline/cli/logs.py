@@ -1,18 +1,20 @@
 """Where do a command's logs go?
 
-To standard error, so that standard output stays data. The Kafka client retries by itself and says so about fifteen
-times a second while a broker is down; what a command cannot do it says itself, in one line, so of the client only what
-is worse than an error is shown. A worker, which lives on through outages, sets up its own logs.
+To standard error, so that standard output stays data: Python's own handler of last resort writes warnings there, as
+they are, and a worker sets up its own logs.
 """
 
 from __future__ import annotations
 
 import logging
 
-__all__ = ["to_stderr"]
+__all__ = ["quieten_clients"]
 
 
-def to_stderr() -> None:
-    """Send warnings and worse to standard error, one line each."""
-    logging.basicConfig(level=logging.WARNING, format="lapse: %(message)s", force=True)
+def quieten_clients() -> None:
+    """Show of the Kafka client only what is worse than an error.
+
+    While a broker is down it tells of each of its attempts, about fifteen times a second; what a command could not do,
+    it says itself, in one line.
+    """
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

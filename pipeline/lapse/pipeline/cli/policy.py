@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lapse.pipeline.cli import flags
+from lapse.pipeline.cli.asking import this_person
 from lapse.pipeline.cli.command import command, fail, say, usage
 from lapse.pipeline.cli.durations import NONE, BadDuration, format_duration, parse_duration
 from lapse.pipeline.cli.options import Json, text_option
@@ -31,7 +32,7 @@ _TOUCH_INTERVAL_MS = 5_000
 
 
 def _limit(flag: str, about: str) -> Any:
-    return typer.Option(flag, metavar="DURATION", help=f"{about}: 90s, 15m, 8h, 1h30m, ... or `none`.")
+    return typer.Option(flag, metavar="DURATION", help=f"{about}.")
 
 
 @command(app, "set", (*flags.LOG, "session_life_max_ms"))
@@ -64,7 +65,7 @@ def set_(
     no_match: Annotated[
         bool, typer.Option("--no-match", help="Apply it only to sessions that name it, from now on.")
     ] = False,
-    by: Annotated[str | None, text_option("--by", "Who sets it.")] = None,
+    by: Annotated[str | None, text_option("--by", "Who sets it. [default: this user at this machine]")] = None,
     note: Annotated[str | None, text_option("--note", "Why, in words, for people.")] = None,
     json: Json = False,
 ) -> None:
@@ -72,6 +73,8 @@ def set_(
 
     What is not given stays as it was; a new policy needs --idle and --absolute. The --match options together replace
     the rules that were there: each kind that is given must match, by any of its values.
+
+    Durations are written 90s, 15m, 8h, 1h30m, 7d; `none` is no limit.
     """
     from lapse.pipeline.operations.policies import read_policies, refuse_senseless, set_policy
     from lapse.schemas import ConfigError, Policy
@@ -83,7 +86,9 @@ def set_(
         usage(f"{printable(name)} is a new policy: give --idle and --absolute (`none` where there is to be no limit)")
     before = known.policy.model_dump() if known is not None else {}
     with explained():
-        policy = Policy.model_validate(before | limits | match | {"name": name, "by": by, "note": note})
+        policy = Policy.model_validate(
+            before | limits | match | {"name": name, "by": by if by is not None else this_person(), "note": note}
+        )
     try:
         refuse_senseless(policy, settings)
     except ConfigError as senseless:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lapse.pipeline.cli.asking import confirm
+from lapse.pipeline.cli.asking import confirm, this_person
 from lapse.pipeline.cli.command import command, usage
 from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import print_json, printable
@@ -164,7 +163,7 @@ def _order(
 
     with explained():
         revocation = Revocation(
-            id=new_revocation_id(), **target, reason=reason, note=note, by=by if by is not None else _this_person()
+            id=new_revocation_id(), **target, reason=reason, note=note, by=by if by is not None else this_person()
         )
     if question is not None:
         confirm(question, yes=yes)
@@ -174,13 +173,6 @@ def _order(
         print_json(revocation.model_dump(mode="json") | {"ordered_at": ordered.ordered_at, "written": offsets})
     else:
         typer.echo(f"{revocation.id}  {_described(revocation)}  in {_where(ordered.offsets)}")
-
-
-def _this_person() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # no such user in the password file, as in some containers
-        return f"unknown@{socket.gethostname()}"
 
 
 def _described(revocation: Revocation) -> str:
