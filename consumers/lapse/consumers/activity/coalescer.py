@@ -1,0 +1,232 @@
+"""Which touches are worth a record, and when?
+
+Pure: no clock, no IO. Monotonic milliseconds are passed in; what to send is taken out, and what became of it is told.
+
+Theory of operation. Of each session the coalescer keeps one track. A touch of a session without a track is *ready* at
+once. What is taken is *flying* until it is told to have been appended (`landed`) or not (`lost`). A session that has
+landed *cools* until its last told instant plus the touch interval; touches in the meantime join into one span (first,
+latest, longest pause between them), which becomes ready when the session has cooled. A session that cooled without a
+touch is forgotten.
+
+    (no track) --touch--> READY --take--> FLYING --landed--> COOLING --cooled, no touch--> (no track)
+                            ^                |                  |
+                            +-----lost-------+                  +--cooled, touched--> READY
+
+Why cooling counts from the last instant *told*, and not from when the record was sent. Let L be the newest instant
+that the log has been told, and t a touch after it. The log must hear of t before L + idle. t is taken at L + interval
+at the latest, and stands in the log `delay` later; so `interval + delay < idle` is enough, whatever the pattern. With
+an interval counted from the sending it is not: touches at 0, 0.1 and 5.05 s, interval 5 s. At 5 s the log is told of
+0.1; at 10 s of 5.05. An idle timeout of 6 s would have ended the session at 6.1 s. The price: a session that is
+touched densely costs one record an interval, and no pattern costs more than two an interval on average
+(records k and k + 2 are more than an interval apart, for each tells of an instant after the sending of the one before).
+
+What waited longer than an interval (the log was away) says what it stands for: `since_ms` and `pause_ms`. Otherwise all
+touches of the span were within one interval of each other and of the last told instant, which is below idle.
+"""
+
+import heapq
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+from lapse.schemas import AGE_MAX_MS
+
+__all__ = ["SESSIONS_MAX", "Coalescer", "Touch", "Track"]
+
+SESSIONS_MAX: Final = 250_000
+"""Tracks kept. One costs about 450 bytes (object 130, reference 71, subject and tenant about 110, three instants 72,
+dictionary and queue about 70): 110 MB at the limit. Within one interval of 5 s it is 50,000 different sessions a
+second; in an outage, when nothing is forgotten, every session of a service that large. A further session's touch is
+dropped and counted; those already known are never given up for it."""
+
+
+class _State(Enum):
+    READY = 0
+    FLYING = 1
+    COOLING = 2
+
+
+class Track:
+    """What the coalescer knows of one session."""
+
+    __slots__ = ("first", "landing", "latest", "pause", "session", "state", "subject", "tenant", "told", "waiting")
+
+    def __init__(self, session: str, subject: str, tenant: str | None) -> None:
+        self.session = session
+        self.subject = subject
+        self.tenant = tenant
+        self.state = _State.READY
+        self.waiting = False  # whether first, latest and pause hold a span that is not taken yet
+        self.first = 0.0
+        self.latest = 0.0
+        self.pause = 0.0
+        self.told: float | None = None  # the newest instant that landed
+        self.landing = 0  # the number of its last landing: an entry of the heap with another one is void
+
+
+class Touch(NamedTuple):
+    """A span that was taken: all touches of one session from `first` to `latest`, monotonic ms."""
+
+    track: Track
+    first: float
+    latest: float
+    pause: float
+
+    def age_ms(self, now: float) -> int:
+        """Return the age of the latest touch at `now`, 0 to AGE_MAX_MS."""
+        return _age(now, self.latest)
+
+    def stands_for(self, now: float, touch_interval_ms: float) -> tuple[int, int] | None:
+        """Return (since_ms, pause_ms) at `now`, or None where they say nothing that the age does not say."""
+        if self.first == self.latest or now - self.first <= touch_interval_ms:
+            return None
+        return _age(now, self.first), min(int(self.pause), AGE_MAX_MS)
+
+
+def _age(now: float, instant: float) -> int:
+    return max(0, min(int(now - instant), AGE_MAX_MS))
+
+
+class Coalescer:
+    """Joins touches at the edge; see the module.
+
+    Args:
+        touch_interval_ms: at least 1.
+        sessions_max: tracks kept at most.
+
+    Attributes:
+        unsent: sessions that are ready or flying.
+        dropped: touches of sessions beyond sessions_max.
+        expired: spans whose latest touch was older than the wire can say when they were taken.
+    """
+
+    def __init__(self, touch_interval_ms: int, sessions_max: int = SESSIONS_MAX) -> None:
+        self._interval = touch_interval_ms
+        self._sessions_max = sessions_max
+        self._tracks: dict[str, Track] = {}
+        self._ready: list[Track] = []
+        self._cooling: list[tuple[float, int, Track]] = []  # a heap; the number breaks ties, for tracks do not compare
+        self._landings = 0
+        self.unsent = 0
+        self.dropped = 0
+        self.expired = 0
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+    def knows(self, session: str, subject: str, tenant: str | None) -> bool:
+        """Return whether the session has a track by these names; then they have been checked before."""
+        track = self._tracks.get(session)
+        return track is not None and track.subject == subject and track.tenant == tenant
+
+    def touch(self, session: str, subject: str, tenant: str | None, now: float) -> bool:
+        """Note a touch at `now`; return whether the session became ready by it.
+
+        Of a session that comes under changing names (a fault of the service) the last ones count.
+        """
+        track = self._tracks.get(session)
+        if track is not None:
+            track.subject = subject
+            track.tenant = tenant
+            if track.waiting:
+                if now > track.latest:
+                    pause = now - track.latest
+                    if pause > track.pause:
+                        track.pause = pause
+                    track.latest = now
+                return False
+        else:
+            if len(self._tracks) >= self._sessions_max:
+                self.dropped += 1
+                return False
+            track = self._tracks[session] = Track(session, subject, tenant)
+            self._ready.append(track)
+            self.unsent += 1
+        track.waiting = True
+        track.first = track.latest = now
+        track.pause = 0.0
+        return track.state is _State.READY
+
+    def told(self, session: str, subject: str, tenant: str | None, now: float) -> None:
+        """Note that a record of its own, which counts as a touch at `now`, is on its way: the session cools from it."""
+        track = self._tracks.get(session)
+        if track is not None or len(self._tracks) >= self._sessions_max:
+            return  # what is known goes its way: one record more, nothing less
+        track = self._tracks[session] = Track(session, subject, tenant)
+        self._cool(track, now)
+
+    def hurry_all(self) -> None:
+        """Make all waiting spans ready now, because the publisher is about to stop."""
+        for session in self._tracks:
+            self.hurry(session)
+
+    def hurry(self, session: str) -> None:
+        """Make the session's waiting span ready now, because something that must come after it is about to be sent."""
+        track = self._tracks.get(session)
+        if track is not None and track.waiting and track.state is _State.COOLING:
+            track.state = _State.READY
+            track.landing = 0
+            self._ready.append(track)
+            self.unsent += 1
+
+    def next_at(self) -> float | None:
+        """Return when the next session will have cooled, or None; what is ready is ready now."""
+        return self._cooling[0][0] if self._cooling else None
+
+    def release(self, now: float) -> list[Track]:
+        """Return the tracks that have become ready, each once; they are to be given back to `take`."""
+        cooling = self._cooling
+        while cooling and cooling[0][0] <= now:
+            _, landing, track = heapq.heappop(cooling)
+            if landing != track.landing:
+                continue  # the session was hurried: it has been sent since, or is about to be
+            if track.waiting:
+                track.state = _State.READY
+                self._ready.append(track)
+                self.unsent += 1
+            else:
+                del self._tracks[track.session]
+        ready, self._ready = self._ready, []
+        return ready
+
+    def take(self, tracks: Sequence[Track], now: float) -> list[Touch]:
+        """Return the spans of ready tracks to be sent now; touches that come later start a new span."""
+        touches = []
+        for track in tracks:
+            if now - track.latest > AGE_MAX_MS:
+                # The engine would clamp the age and take the touch for a younger one than it was.
+                self.expired += 1
+                self.unsent -= 1
+                del self._tracks[track.session]
+                continue
+            track.state = _State.FLYING
+            track.waiting = False
+            touches.append(Touch(track, track.first, track.latest, track.pause))
+        return touches
+
+    def landed(self, touches: Sequence[Touch]) -> None:
+        """Note that the spans stand in the log: their sessions cool."""
+        for touch in touches:
+            track = touch.track
+            self.unsent -= 1
+            self._cool(track, touch.latest if track.told is None else max(track.told, touch.latest))
+
+    def lost(self, touches: Sequence[Touch]) -> None:
+        """Note that the spans may not stand in the log: they join what has come since, and are ready again."""
+        for track, first, latest, pause in touches:
+            if track.waiting:
+                track.pause = max(pause, track.first - latest, track.pause)
+            else:
+                track.waiting = True
+                track.latest = latest
+                track.pause = pause
+            track.first = first
+            track.state = _State.READY
+            self._ready.append(track)
+
+    def _cool(self, track: Track, told: float) -> None:
+        track.told = told
+        track.state = _State.COOLING
+        self._landings += 1
+        track.landing = self._landings
+        heapq.heappush(self._cooling, (told + self._interval, self._landings, track))

@@ -1,0 +1,394 @@
+"""How does a service tell what its users do, without ever waiting for it?
+
+The methods only note: they return at once, never raise, and never touch the network. One task, the pump, writes what
+is ready. Per partition at most one batch is in flight; what comes meanwhile waits here and joins, so the batches grow
+with the load. A batch that is not acknowledged within `delivery_timeout_ms` is lost: its producer is given up, its
+content goes back to where it was, and is written anew, with ages taken anew. A batch that did arrive after all is
+harmless, for every activity counts by the maximum or once; if the broker wrote it late, its instants look younger by
+that delay at most.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from aiokafka import AIOKafkaProducer
+from pydantic import ValidationError
+
+from lapse.consumers.activity.coalescer import SESSIONS_MAX, Coalescer
+from lapse.consumers.activity.outbox import EVENTS_MAX, Load, Outbox
+from lapse.consumers.activity.packing import Activity, Event
+from lapse.consumers.producer import WRITE_ERRORS, Producer
+from lapse.schemas import (
+    NAME_LENGTH_MAX,
+    ConfigError,
+    SessionClosed,
+    SessionElevated,
+    SessionRefreshed,
+    SessionStarted,
+    SessionTouched,
+    TopicNames,
+    is_session_reference,
+    subject_key,
+)
+
+__all__ = ["ActivityPublisher", "PublisherStats"]
+
+_log = logging.getLogger("lapse.consumers")
+
+_BACKOFF_S: Final = (0.05, 2.0)
+"""Pause after a failed write: doubled up to the second, with jitter, so that an estate does not return as one."""
+
+_COMPLAINT_INTERVAL_MS: Final = 10_000.0
+
+
+def _monotonic_ms() -> float:
+    return time.monotonic() * 1000
+
+
+@dataclass(slots=True)
+class PublisherStats:
+    """What the publisher has done since it was made.
+
+    Attributes:
+        touches: calls of `touched`.
+        records: records that stand in the log.
+        malformed: calls dropped because an argument cannot be one (a session that is no reference, a name too long).
+        dropped: activities dropped because SESSIONS_MAX or EVENTS_MAX was reached, or too old to be told.
+        failures: batches that had to be written anew.
+        waiting: sessions and events that are to be written now.
+    """
+
+    touches: int = 0
+    records: int = 0
+    malformed: int = 0
+    dropped: int = 0
+    failures: int = 0
+    waiting: int = 0
+
+
+class ActivityPublisher:
+    """Publishes activity; `async with` starts and stops it.
+
+    Args:
+        bootstrap_servers: of Kafka.
+        service: this service's name, in every record.
+        prefix: of the topics.
+        touch_interval_ms: a session's touches are told at most so late; plus the publishing delay it must stay below
+            the shortest idle timeout. 1 to 600,000.
+        delivery_timeout_ms: after this a batch without acknowledgement is written anew. At least 100.
+        sessions_max: sessions whose touches are joined at a time.
+        client: further settings of aiokafka's client, such as security_protocol and ssl_context.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str | Sequence[str],
+        *,
+        service: str,
+        prefix: str = "lapse.",
+        touch_interval_ms: int = 5_000,
+        delivery_timeout_ms: int = 3_000,
+        sessions_max: int = SESSIONS_MAX,
+        client: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not 1 <= touch_interval_ms <= 600_000:
+            raise ConfigError(f"touch_interval_ms is {touch_interval_ms}: 1 to 600,000 is allowed")
+        if delivery_timeout_ms < 100:
+            raise ConfigError(f"delivery_timeout_ms is {delivery_timeout_ms}: at least 100 is needed")
+        if not 1 <= len(service) <= 256:
+            raise ConfigError("service is the name of this service: 1 to 256 characters")
+        self.service = service
+        self.stats = PublisherStats()
+        self._topic = TopicNames(prefix).activity
+        self._delivery_timeout_s = delivery_timeout_ms / 1000
+        self._coalescer = Coalescer(touch_interval_ms, sessions_max)
+        self._outbox = Outbox(
+            self._coalescer, service=service, touch_interval_ms=touch_interval_ms, clock=_monotonic_ms
+        )
+        self._flights: dict[int, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self._backoff_s = 0.0
+        self._settings = {**(client or {}), "bootstrap_servers": bootstrap_servers}
+        self._producer: Producer | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: int | None = None
+        self._complained: dict[str, float] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start writing. It does not wait for a broker: a service starts whether Kafka is there or not."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._producer = Producer(self._settings, f"lapse-activity-{self.service}")
+        self._pump = asyncio.create_task(self._run(self._producer), name="lapse-activity")
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Write what is waiting, for at most timeout_s, and stop."""
+        if self._pump is None or self._producer is None:
+            return
+        await self.flush(timeout_s)
+        tasks = [self._pump, *self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._producer.close()
+        self._pump = self._producer = self._loop = None
+
+    async def flush(self, timeout_s: float = 5.0) -> bool:
+        """Write all that is noted, also what still cools; return whether it stands in the log within timeout_s."""
+        self._coalescer.hurry_all()
+        self._wake.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._waiting():
+                    self._wake.set()
+                    await asyncio.sleep(0.002)
+        except TimeoutError:
+            _log.warning("activity not written within %g s: %d sessions and events", timeout_s, self.stats.waiting)
+            return False
+        return True
+
+    def started(
+        self,
+        session: str,
+        subject: str,
+        *,
+        tenant: str | None = None,
+        policy: str | None = None,
+        device: str | None = None,
+        network: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        token_life_ms: int | None = None,
+    ) -> None:
+        """Note that the subject logged in; `session` is the session's reference, here and below."""
+        self._note(
+            SessionStarted,
+            session,
+            subject,
+            tenant,
+            policy=policy,
+            device=device,
+            network=network,
+            attributes=dict(attributes or {}),
+            token_life_ms=token_life_ms,
+        )
+
+    def touched(
+        self,
+        session: str,
+        subject: str,
+        *,
+        tenant: str | None = None,
+        hold_ms: int | None = None,
+        session_age_ms: int | None = None,
+        device: str | None = None,
+        network: str | None = None,
+    ) -> None:
+        """Note that the subject did something.
+
+        Args:
+            hold_ms: an upload or job that counts as activity for so long; told at once, in a record of its own.
+            session_age_ms, device, network: told with a session's first touch after touch_interval_ms of silence.
+        """
+        self.stats.touches += 1
+        now = _monotonic_ms()
+        try:
+            if threading.get_ident() != self._thread and self._loop is not None:
+                self._loop.call_soon_threadsafe(
+                    self._touch, session, subject, tenant, now, hold_ms, session_age_ms, device, network
+                )
+            else:
+                self._touch(session, subject, tenant, now, hold_ms, session_age_ms, device, network)
+        except Exception:
+            self._drop("malformed", "a touch was dropped: an argument is of a wrong type or the loop is closed")
+
+    def refreshed(
+        self, session: str, subject: str, *, tenant: str | None = None, generation: int | None = None
+    ) -> None:
+        """Note that a token of the session was refreshed. It does not count as a touch."""
+        self._note(SessionRefreshed, session, subject, tenant, generation=generation)
+
+    def elevated(
+        self, session: str, subject: str, *, tenant: str | None = None, session_age_ms: int | None = None
+    ) -> None:
+        """Note that the subject proved itself again."""
+        self._note(SessionElevated, session, subject, tenant, session_age_ms=session_age_ms)
+
+    def closed(self, session: str, subject: str, *, tenant: str | None = None) -> None:
+        """Note that the subject logged out."""
+        self._note(SessionClosed, session, subject, tenant)
+
+    # What follows runs in the loop's thread only.
+
+    def _touch(
+        self,
+        session: str,
+        subject: str,
+        tenant: str | None,
+        now: float,
+        hold_ms: int | None,
+        session_age_ms: int | None,
+        device: str | None,
+        network: str | None,
+    ) -> None:
+        known = self._coalescer.knows(session, subject, tenant)
+        if hold_ms is not None or (
+            not known and (session_age_ms is not None or device is not None or network is not None)
+        ):
+            fields = {"hold_ms": hold_ms, "session_age_ms": session_age_ms, "device": device, "network": network}
+            self._add(SessionTouched, session, subject, tenant, now, fields)
+            return
+        if not known and not _are_names(session, subject, tenant):
+            self._drop("malformed", "a touch was dropped: its session is no reference, or a name no name")
+            return
+        dropped = self._coalescer.dropped
+        if self._coalescer.touch(session, subject, tenant, now):
+            self._wake.set()
+        elif self._coalescer.dropped != dropped:
+            self._drop("dropped", "touches of further sessions are dropped: sessions_max is reached")
+
+    def _note(self, kind: type[Activity], session: str, subject: str, tenant: str | None, **fields: object) -> None:
+        now = _monotonic_ms()
+        try:
+            if threading.get_ident() != self._thread and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._add, kind, session, subject, tenant, now, fields)
+            else:
+                self._add(kind, session, subject, tenant, now, fields)
+        except Exception:
+            self._drop("malformed", f"{kind.__name__} was dropped: an argument is wrong or the loop is closed")
+
+    def _add(
+        self,
+        kind: type[Activity],
+        session: str,
+        subject: str,
+        tenant: str | None,
+        now: float,
+        fields: Mapping[str, object],
+    ) -> None:
+        if self._outbox.events_kept >= EVENTS_MAX:
+            self._drop("dropped", f"activity is dropped: {EVENTS_MAX} wait for the broker")
+            return
+        try:
+            names_are_right = _are_names(session, subject, tenant)
+            values = {"session": session, "subject": subject, "tenant": tenant, "service": self.service, "age_ms": 0}
+            activity = kind.model_validate({**values, **fields}) if names_are_right else None
+        except (ValidationError, TypeError):
+            activity = None  # the error would repeat the value, which may be a secret
+        if activity is None:
+            self._drop("malformed", f"{kind.__name__} was dropped: its session is no reference, or a field is wrong")
+            return
+        if kind is SessionClosed:
+            self._coalescer.hurry(session)
+        elif kind is not SessionRefreshed:
+            self._coalescer.told(session, subject, tenant, now)
+        self._outbox.add(Event(activity, now))
+        self._wake.set()
+
+    def _drop(self, counter: Literal["malformed", "dropped"], message: str) -> None:
+        """Count what is dropped, and say so without the value, which may be a secret."""
+        count = getattr(self.stats, counter) + 1
+        setattr(self.stats, counter, count)
+        self._complain(message, f"{count} so far")
+
+    def _complain(self, message: str, detail: str) -> None:
+        """Log a message at most once in _COMPLAINT_INTERVAL_MS."""
+        now = _monotonic_ms()
+        if now - self._complained.get(message, -_COMPLAINT_INTERVAL_MS) >= _COMPLAINT_INTERVAL_MS:
+            self._complained[message] = now
+            _log.warning("%s (%s)", message, detail)
+
+    def _waiting(self) -> int:
+        """Return how much is noted, not cooling, and not in the log yet; stats.waiting says the same."""
+        self.stats.waiting = self._outbox.events_kept + self._coalescer.unsent
+        return self.stats.waiting
+
+    async def _run(self, producer: Producer) -> None:
+        """The pump: connect, place what is ready, start a flight for each partition that has none."""
+        while True:
+            await self._rest()
+            try:
+                async with asyncio.timeout(self._delivery_timeout_s + self._backoff_s):
+                    client = await producer.ready()
+                    partitions = len(await client.partitions_for(self._topic))
+            except WRITE_ERRORS as error:
+                self._fail(error)
+                continue
+            for partition in self._outbox.place(partitions):
+                if partition not in self._flights:
+                    flight = self._fly(partition, producer, client)
+                    self._flights[partition] = asyncio.create_task(flight, name=f"lapse-activity-{partition}")
+            self._waiting()
+
+    async def _rest(self) -> None:
+        """Return when something may be ready, and not before a pause after a failure is over."""
+        if self._backoff_s:
+            await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
+        cooled_at = self._coalescer.next_at()
+        timeout = None if cooled_at is None else max(0.0, cooled_at / 1000 - time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _fly(self, partition: int, producer: Producer, client: AIOKafkaProducer) -> None:
+        """Write one batch of the partition, and note what became of it."""
+        load: Load | None = None
+        try:
+            async with asyncio.timeout(self._delivery_timeout_s):
+                batch = client.create_batch()
+                load = self._outbox.load(partition, batch)
+                if load.records:
+                    delivered = await client.send_batch(batch, self._topic, partition=partition)
+                    await delivered
+            self._outbox.landed(load)
+            self.stats.records += load.records
+            self._backoff_s = 0.0
+            load = None
+        except WRITE_ERRORS as error:
+            self._fail(error)
+            await producer.give_up(client)
+        finally:
+            if load is not None:
+                self._outbox.lost(load)
+            del self._flights[partition]
+            self._wake.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self._backoff_s = min(max(2 * self._backoff_s, _BACKOFF_S[0]), _BACKOFF_S[1])
+        self.stats.failures += 1
+        self._complain("activity cannot be written and waits", f"{type(error).__name__} {error}")
+        self._wake.set()
+
+
+def _are_names(session: str, subject: str, tenant: str | None) -> bool:
+    """Return whether the wire takes these, as is_session_reference and the models' Subject and Tenant say."""
+    if not is_session_reference(session) or not 1 <= len(subject) <= NAME_LENGTH_MAX:
+        return False
+    if tenant is not None and (not 1 <= len(tenant) <= NAME_LENGTH_MAX or "/" in tenant):
+        return False
+    try:
+        subject_key(subject, tenant)
+    except UnicodeEncodeError:  # lone surrogates are no text that JSON could carry
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""How applications of a framework are guarded: `asgi` for any ASGI application, `fastapi` for FastAPI."""

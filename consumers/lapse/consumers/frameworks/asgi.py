@@ -1,0 +1,287 @@
+"""How is an ASGI application guarded? Plain ASGI, http and websocket, whatever framework is inside.
+
+    request -> identify(scope) -> no session: passes untouched
+                               -> refused:    401 problem+json; a WebSocket is not accepted
+                               -> allowed:    a touch is published, and the application runs
+
+While the application runs, the session's ending closes what stays open: a WebSocket with code 4001, a streaming
+response by its end (or by breaking the connection, where a length was promised). A response that is not streaming is
+finished: its request was let pass before the ending. What the application does meanwhile is cancelled, as
+asyncio.timeout does it.
+
+A request with the header `X-Lapse-Background: 1` (polling) is checked, and is no touch; on a WebSocket's handshake it
+means the whole connection. Otherwise each message from the client is a touch.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
+
+from lapse.consumers.activity import ActivityPublisher
+from lapse.consumers.frameworks.problem import CLOSE_CODE, HEADERS, STATUS, problem, reason
+from lapse.consumers.guard import Decision, Ended, Guard, OnStale
+from lapse.schemas import session_reference
+
+__all__ = ["SCOPE_KEY", "ActiveSession", "Identity", "LapseMiddleware"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SCOPE_KEY: Final = "lapse.session"
+"""Where the application finds its ActiveSession in the scope."""
+
+_BACKGROUND: Final = b"x-lapse-background"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose request it is, as the application knows it.
+
+    Attributes:
+        session_id: the raw session id, from the cookie or token. It is hashed here and goes no further.
+        started_at: when the session started, epoch ms, if known: revocations of a subject then act in one hop.
+    """
+
+    session_id: str | bytes
+    subject: str
+    tenant: str | None = None
+    started_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveSession:
+    """The session of a request that was let pass; `reference` is what Lapse knows it by."""
+
+    reference: str
+    subject: str
+    tenant: str | None
+    started_at: int | None
+    decision: Decision
+
+
+Identify: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
+
+
+class LapseMiddleware:
+    """Guards an ASGI application.
+
+    Args:
+        app: the application.
+        guard: asked for each request that has a session.
+        identify: takes the scope, returns whose request it is or None; sync or async.
+        publisher: tells the touches; None where something else does.
+        key: of session references, the estate's, if it has one.
+        on_stale: overrides the guard's own, for all requests or by scope (a function may return None: the guard's own).
+        touch_on_message: whether each message from a WebSocket's client is a touch.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        guard: Guard,
+        identify: Identify,
+        publisher: ActivityPublisher | None = None,
+        key: bytes | None = None,
+        on_stale: OnStale | Callable[[Scope], OnStale | None] | None = None,
+        touch_on_message: bool = True,
+    ) -> None:
+        self._app = app
+        self._guard = guard
+        self._identify = identify
+        self._publisher = publisher
+        self._key = key
+        self._on_stale = on_stale
+        self._touch_on_message = touch_on_message
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        found = self._identify(scope)
+        identity = await found if isawaitable(found) else found
+        if identity is None:
+            await self._app(scope, receive, send)
+            return
+        reference = session_reference(identity.session_id, self._key)
+        decision = self._guard.check(
+            reference,
+            subject=identity.subject,
+            tenant=identity.tenant,
+            started_at=identity.started_at,
+            on_stale=self._on_stale(scope) if callable(self._on_stale) else self._on_stale,
+        )
+        if not decision.allowed:
+            await _refuse(scope, receive, send, decision)
+            return
+        session = ActiveSession(reference, identity.subject, identity.tenant, identity.started_at, decision)
+        scope[SCOPE_KEY] = session
+        background = _is_background(scope)
+        if not background:
+            self._touch(session)
+        connection: _Connection
+        if scope["type"] == "http":
+            connection = _Response(receive, send)
+        else:
+            touch = None if background or not self._touch_on_message else lambda: self._touch(session)
+            connection = _WebSocket(receive, send, touch)
+        await self._serve(scope, session, connection)
+
+    async def _serve(self, scope: Scope, session: ActiveSession, connection: "_Connection") -> None:
+        """Run the application until it is done or the session has ended."""
+        hook = self._guard.on_ended(
+            connection.end,
+            session.reference,
+            subject=session.subject,
+            tenant=session.tenant,
+            started_at=session.started_at,
+        )
+        try:
+            async with asyncio.timeout(None) as connection.limit:
+                await self._app(scope, connection.receive, connection.send)
+        except TimeoutError:
+            if not connection.cut:
+                raise
+        finally:
+            hook.cancel()
+        if connection.ended is not None:
+            await connection.close()
+
+    def _touch(self, session: ActiveSession) -> None:
+        if self._publisher is not None:
+            self._publisher.touched(session.reference, session.subject, tenant=session.tenant)
+
+
+class _Connection:
+    """What the application talks through, and how it is cut when the session ends.
+
+    Attributes:
+        ended: the ending, once it is known.
+        cut: whether the application was cancelled for it.
+        limit: the scope in which the application runs.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.ended: Ended | None = None
+        self.cut = False
+        self.limit: asyncio.Timeout | None = None
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Return whether it would stay open for as long as the application likes."""
+        raise NotImplementedError
+
+    async def receive(self) -> Message:
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Close it, where the application has not."""
+        raise NotImplementedError
+
+    def end(self, ended: Ended) -> None:
+        """The guard's hook."""
+        self.ended = ended
+        self.cut_if_open_ended()
+
+    def cut_if_open_ended(self) -> None:
+        if self.ended is not None and self.is_open_ended and not self.cut and self.limit is not None:
+            self.cut = True
+            self.limit.reschedule(asyncio.get_running_loop().time())
+
+
+class _Response(_Connection):
+    """An HTTP response."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        super().__init__(receive, send)
+        self._streams = False
+        self._complete = False
+        self._has_length = False
+
+    @property
+    def is_open_ended(self) -> bool:
+        return self._streams and not self._complete
+
+    async def send(self, message: Message) -> None:
+        if self.cut:
+            return
+        if message["type"] == "http.response.start":
+            self._has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self._streams = bool(message.get("more_body", False))
+            self._complete = not self._streams
+        await self._send(message)
+        self.cut_if_open_ended()
+
+    async def close(self) -> None:
+        if not self.cut or self._complete:
+            return
+        self._complete = True
+        if self._has_length:
+            # Fewer bytes than were promised: only a broken connection tells the client so.
+            raise ConnectionAbortedError("the session ended while its response was sent")
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _WebSocket(_Connection):
+    """A WebSocket."""
+
+    def __init__(self, receive: Receive, send: Send, touch: Callable[[], None] | None) -> None:
+        super().__init__(receive, send)
+        self._touch = touch
+        self._closed = False
+
+    @property
+    def is_open_ended(self) -> bool:
+        return not self._closed
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._closed = True
+        elif message["type"] == "websocket.receive" and self._touch is not None:
+            self._touch()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.cut:
+            return
+        if message["type"] in ("websocket.close", "websocket.http.response.start"):
+            self._closed = True
+        await self._send(message)
+
+    async def close(self) -> None:
+        if self.ended is None or self._closed:
+            return
+        self._closed = True
+        why = f"session ended: {self.ended.cause.value}"
+        await self._send({"type": "websocket.close", "code": CLOSE_CODE, "reason": why})
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision) -> None:
+    body = problem(decision)
+    headers = [*HEADERS, (b"content-length", str(len(body)).encode())]
+    kind = "http.response"
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            # The server answers the handshake with 403; there is no way to say more.
+            await send({"type": "websocket.close", "code": CLOSE_CODE, "reason": reason(decision)})
+            return
+        kind = "websocket.http.response"
+    await send({"type": f"{kind}.start", "status": STATUS, "headers": headers})
+    await send({"type": f"{kind}.body", "body": body, "more_body": False})
+
+
+def _is_background(scope: Scope) -> bool:
+    return any(name == _BACKGROUND and value.strip() == b"1" for name, value in scope["headers"])

@@ -1,0 +1,192 @@
+"""What does each record that a guard reads change?
+
+One record of lapse.expiries or lapse.revocations goes in, with its offset, its append time and when it was received;
+denials, freshness, hooks and reports follow. It is the same for the records of a broker (feed.py) and for those of a
+test (lapse.consumers.testing). What cannot be read is never skipped: it makes the guard stale and is dead-lettered.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
+
+from lapse.consumers.guard.broker_clock import BrokerClock
+from lapse.consumers.guard.decisions import Ended
+from lapse.consumers.guard.denials import EVERYONE, Denials, Scope
+from lapse.consumers.guard.freshness import Freshness, Source
+from lapse.consumers.guard.hooks import Hooks
+from lapse.schemas import (
+    BadRecord,
+    Cause,
+    DeadLetter,
+    Revocation,
+    SessionEnded,
+    TopicNames,
+    Watermark,
+    parse_expiry,
+    parse_revocation,
+)
+
+__all__ = ["Applied", "Intake", "LogRecord"]
+
+_log = logging.getLogger("lapse.consumers")
+
+PROPAGATIONS_MAX: Final = 1_024
+"""Propagation times kept for the percentiles that are reported: the 99th is then the mean of about ten."""
+
+REPORTS_MAX: Final = 10_000
+"""Applied revocations that wait to be reported, about 300 bytes each, 3 MB. The oldest are dropped."""
+
+DEAD_LETTERS_MAX: Final = 1_000
+"""Dead letters that wait to be written, about 6 KB each, 6 MB. The oldest are dropped."""
+
+
+class LogRecord(Protocol):
+    """What a guard needs of a record; aiokafka's ConsumerRecord fits."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+class Applied:
+    """A revocation that was applied: its id, how long after its append, and how many hooks it called."""
+
+    __slots__ = ("after_ms", "closed", "revocation")
+
+    def __init__(self, revocation: str, after_ms: float, closed: int) -> None:
+        self.revocation = revocation
+        self.after_ms = after_ms
+        self.closed = closed
+
+
+class Intake:
+    """Applies records to what one guard knows."""
+
+    def __init__(self, topics: TopicNames, denials: Denials, freshness: Freshness, hooks: Hooks) -> None:
+        self.denials = denials
+        self.freshness = freshness
+        self.hooks = hooks
+        self.broker_clock = BrokerClock()
+        self.propagations_ms: deque[float] = deque(maxlen=PROPAGATIONS_MAX)
+        self.applied: deque[Applied] = deque(maxlen=REPORTS_MAX)
+        self.dead_letters: deque[DeadLetter] = deque(maxlen=DEAD_LETTERS_MAX)
+        self.positions: dict[Source, list[int]] = {"expiries": [], "revocations": []}
+        self.unreadable = 0
+        self._topics: dict[Source, str] = {"expiries": topics.expiries, "revocations": topics.revocations}
+        self._history: dict[Source, tuple[int, ...]] = {}  # the ends at the guard's start: news is what comes after
+        self._forgotten_at: int | None = None
+
+    def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int], at: float) -> None:
+        """Note that a topic is read from `positions` on; the ends were taken after the assignment."""
+        self._history.setdefault(source, tuple(ends))
+        self.positions[source] = list(positions)
+        self.freshness.begin(source, ends, positions, at)
+
+    def lose(self, source: Source, reason: str, at: float) -> None:
+        """Note that the topic is not followed any more; what is known stays."""
+        self.freshness.lose(source, reason, at)
+
+    def apply(self, source: Source, partition: int, records: Iterable[LogRecord], at: float) -> None:
+        """Apply records of one partition, in log order, received at `at` (monotonic ms)."""
+        position = self.positions[source][partition]
+        for record in records:
+            try:
+                if source == "expiries":
+                    self._apply_expiry(partition, record, at)
+                else:
+                    self._apply_revocation(partition, record, at)
+            except BadRecord as fault:
+                self._refuse(source, partition, record, fault.reason, at)
+            position = record.offset + 1
+        self.reached(source, partition, position, at)
+
+    def reached(self, source: Source, partition: int, position: int, at: float) -> None:
+        """Note that the partition has been applied up to the offset; records that are gone are passed over so."""
+        self.positions[source][partition] = position
+        self.freshness.reached(source, partition, position, at)
+
+    def _apply_expiry(self, partition: int, record: LogRecord, at: float) -> None:
+        if record.value is None:
+            return  # a tombstone means nothing here
+        expiry = parse_expiry(record.value)
+        self.broker_clock.received(record.timestamp, at)
+        if isinstance(expiry, Watermark):
+            self.freshness.watermark(partition, record.offset, expiry.as_of, record.timestamp, at)
+            self._forget()
+        elif self.denials.end(expiry):
+            news = self._is_news("expiries", partition, record.offset)
+            if news:
+                self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
+            self.hooks.session_ended(_ended(expiry), news=news)
+
+    def _apply_revocation(self, partition: int, record: LogRecord, at: float) -> None:
+        revocation = parse_revocation(record.value)
+        self.broker_clock.received(record.timestamp, at)
+        news = self._is_news("revocations", partition, record.offset)
+        changed, closed = self._revoke(revocation, record.timestamp, news)
+        if changed and news:
+            after_ms = self.broker_clock.since(record.timestamp, at)
+            self.propagations_ms.append(after_ms)
+            self.applied.append(Applied(revocation.id, after_ms, closed))
+
+    def _revoke(self, revocation: Revocation, at: int, news: bool) -> tuple[bool, int]:
+        """Join a revocation; return whether it was new, and how many hooks were called."""
+        if revocation.session is not None:
+            if not self.denials.revoke_session(revocation.session, revocation.id, at):
+                return False, 0
+            ended = Ended(
+                session=revocation.session,
+                subject=revocation.subject,
+                tenant=revocation.tenant,
+                cause=Cause.REVOKED,
+                due_at=at,
+                ending=None,
+                revocation=revocation.id,
+            )
+            return True, self.hooks.session_ended(ended, news=news)
+        scope: Scope = EVERYONE if revocation.everyone else (revocation.tenant, revocation.subject)
+        known = self.denials.order(scope, revocation.id)
+        self.denials.cut(scope, revocation.id, at)
+        order = self.denials.order(scope, revocation.id)
+        if known is not None or order is None:
+            return False, 0
+        return True, self.hooks.scope_cut(scope, order)
+
+    def _refuse(self, source: Source, partition: int, record: LogRecord, reason: str, at: float) -> None:
+        topic = self._topics[source]
+        self.unreadable += 1
+        self.freshness.unreadable(source, f"{topic}/{partition} offset {record.offset} is unreadable: {reason}", at)
+        self.dead_letters.append(DeadLetter.of(topic, partition, record.offset, record.value, reason))
+        _log.error(
+            "%s/%d offset %d cannot be read, the guard is stale until it is upgraded or restarted without it: %s",
+            topic,
+            partition,
+            record.offset,
+            reason,
+        )
+
+    def _is_news(self, source: Source, partition: int, offset: int) -> bool:
+        history = self._history[source]
+        return partition >= len(history) or offset >= history[partition]
+
+    def _forget(self) -> None:
+        log_time = self.freshness.log_time
+        if log_time is not None and log_time != self._forgotten_at:
+            self._forgotten_at = log_time
+            self.denials.forget(log_time)
+
+
+def _ended(record: SessionEnded) -> Ended:
+    return Ended(
+        session=record.session,
+        subject=record.subject,
+        tenant=record.tenant,
+        cause=record.cause,
+        due_at=record.due_at,
+        ending=record.id,
+        revocation=record.revocation,
+    )

@@ -1,0 +1,102 @@
+"""How do we write to Kafka so that a dead client is noticed and replaced?
+
+aiokafka's idempotent producer keeps a batch for ever: its batches never expire, and an out-of-order sequence ends its
+sender for good (aiokafka issues 1017 and 659). So each write has a deadline of ours, and whoever missed it gives the
+producer up for a new one. What was in its queue is then sure not to be sent any more.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, KafkaTimeoutError
+
+__all__ = ["BATCH_BYTES_MAX", "WRITE_ERRORS", "Producer"]
+
+_log = logging.getLogger("lapse.consumers")
+
+BATCH_BYTES_MAX: Final = 524_288
+"""Bytes of one batch: half of a broker's default of 1 MiB for `message.max.bytes`, and 8 records of 64 KiB."""
+
+_REQUEST_TIMEOUT_MS: Final = 5_000
+_START_TIMEOUT_S: Final = 10.0
+_STOP_TIMEOUT_S: Final = 5.0
+
+WRITE_ERRORS: Final = (KafkaError, TimeoutError, OSError, AssertionError)
+"""What a write can fail with. aiokafka says by AssertionError that it does not know a partition (yet)."""
+
+
+class Producer:
+    """One idempotent producer at a time, acks=all, made when it is needed and replaced when it is given up.
+
+    Args:
+        client: what aiokafka's clients take to reach the cluster: bootstrap_servers, security_protocol, ...
+        name: the client id.
+    """
+
+    def __init__(self, client: Mapping[str, Any], name: str) -> None:
+        self._client = dict(client)
+        self._name = name
+        self._current: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+        self.replaced = 0
+
+    async def ready(self) -> AIOKafkaProducer:
+        """Return the producer, started.
+
+        Raises:
+            one of WRITE_ERRORS: no broker answers; try again later.
+        """
+        async with self._starting:
+            if self._current is None:
+                fresh = AIOKafkaProducer(
+                    **self._client,
+                    client_id=self._name,
+                    acks="all",
+                    enable_idempotence=True,
+                    max_batch_size=BATCH_BYTES_MAX,
+                    max_request_size=2 * BATCH_BYTES_MAX,
+                    request_timeout_ms=_REQUEST_TIMEOUT_MS,
+                )
+                try:
+                    async with asyncio.timeout(_START_TIMEOUT_S):
+                        await fresh.start()
+                except BaseException:
+                    await _abandon(fresh)
+                    raise
+                self._current = fresh
+            return self._current
+
+    async def give_up(self, dead: AIOKafkaProducer) -> None:
+        """Abandon the producer, if it is still the current one, with whatever it has not delivered."""
+        if self._current is dead:
+            self._current = None
+            self.replaced += 1
+            await _abandon(dead)
+
+    async def close(self) -> None:
+        """Abandon the current producer. Who wants what was sent to arrive has awaited it before."""
+        current, self._current = self._current, None
+        if current is not None:
+            await _abandon(current)
+
+
+async def _abandon(producer: AIOKafkaProducer) -> None:
+    """End a producer whatever state it is in, without waiting for what it has in its queue.
+
+    Its `stop()` alone would flush, and hang while brokers are away. Sockets first, so that nothing is written after
+    this; then the sender, which would otherwise go on trying for ever; then the queue; private names of aiokafka, for
+    which it has no public ones (the version is pinned below 0.15).
+    """
+    with contextlib.suppress(*WRITE_ERRORS):
+        async with asyncio.timeout(_STOP_TIMEOUT_S):
+            await producer.client.close()
+            await producer._sender.close()
+            producer._message_accumulator.fail_all(KafkaTimeoutError("given up"))
+            await producer.stop()
+            return
+    producer._closed = True
+    _log.warning("a Kafka producer did not stop within %g s and was left behind", _STOP_TIMEOUT_S)
