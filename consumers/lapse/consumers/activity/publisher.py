@@ -14,7 +14,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -86,6 +86,7 @@ class ActivityPublisher:
         delivery_timeout_ms: after this a batch without acknowledgement is written anew. At least 100.
         sessions_max: sessions whose touches are joined at a time.
         client: further settings of aiokafka's client, such as security_protocol and ssl_context.
+        clock: monotonic ms.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -101,6 +102,7 @@ class ActivityPublisher:
         delivery_timeout_ms: int = 3_000,
         sessions_max: int = SESSIONS_MAX,
         client: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = _monotonic_ms,
     ) -> None:
         if not 1 <= touch_interval_ms <= 600_000:
             raise ConfigError(f"touch_interval_ms is {touch_interval_ms}: 1 to 600,000 is allowed")
@@ -110,12 +112,11 @@ class ActivityPublisher:
             raise ConfigError("service is the name of this service: 1 to 256 characters")
         self.service = service
         self.stats = PublisherStats()
+        self._clock = clock
         self._topic = TopicNames(prefix).activity
         self._delivery_timeout_s = delivery_timeout_ms / 1000
         self._coalescer = Coalescer(touch_interval_ms, sessions_max)
-        self._outbox = Outbox(
-            self._coalescer, service=service, touch_interval_ms=touch_interval_ms, clock=_monotonic_ms
-        )
+        self._outbox = Outbox(self._coalescer, service=service, touch_interval_ms=touch_interval_ms, clock=clock)
         self._flights: dict[int, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._backoff_s = 0.0
@@ -211,7 +212,7 @@ class ActivityPublisher:
             session_age_ms, device, network: told with a session's first touch after touch_interval_ms of silence.
         """
         self.stats.touches += 1
-        now = _monotonic_ms()
+        now = self._clock()
         try:
             if threading.get_ident() != self._thread and self._loop is not None:
                 self._loop.call_soon_threadsafe(
@@ -268,7 +269,7 @@ class ActivityPublisher:
             self._drop("dropped", "touches of further sessions are dropped: sessions_max is reached")
 
     def _note(self, kind: type[Activity], session: str, subject: str, tenant: str | None, **fields: object) -> None:
-        now = _monotonic_ms()
+        now = self._clock()
         try:
             if threading.get_ident() != self._thread and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._add, kind, session, subject, tenant, now, fields)
@@ -313,7 +314,7 @@ class ActivityPublisher:
 
     def _complain(self, message: str, detail: str) -> None:
         """Log a message at most once in _COMPLAINT_INTERVAL_MS."""
-        now = _monotonic_ms()
+        now = self._clock()
         if now - self._complained.get(message, -_COMPLAINT_INTERVAL_MS) >= _COMPLAINT_INTERVAL_MS:
             self._complained[message] = now
             _log.warning("%s (%s)", message, detail)
@@ -345,7 +346,7 @@ class ActivityPublisher:
         if self._backoff_s:
             await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
         cooled_at = self._coalescer.next_at()
-        timeout = None if cooled_at is None else max(0.0, cooled_at / 1000 - time.monotonic())
+        timeout = None if cooled_at is None else max(0.0, cooled_at - self._clock()) / 1000
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
