@@ -13,7 +13,7 @@ import typer
 
 from lapse.pipeline.cli.command import FAILED, say, usage
 
-__all__ = ["confirm", "this_person"]
+__all__ = ["by_whom", "confirm"]
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -31,8 +31,10 @@ def confirm(question: str, *, yes: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def this_person() -> str:
-    """Return who gives the command, as user@machine, for the record's `by` where nobody is named."""
+def by_whom(by: str | None) -> str:
+    """Return who gives the command, for the record's `by`: who is named, else this user at this machine."""
+    if by is not None:
+        return by
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):  # no such user in the password file, as in some containers

@@ -17,17 +17,19 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NoReturn, TypeVar
 
 import typer
 
 from lapse.pipeline.cli import flags
 
-__all__ = ["FAILED", "USAGE", "command", "fail", "say", "usage"]
+__all__ = ["FAILED", "USAGE", "command", "fail", "run_async", "say", "usage"]
 
 FAILED: Final = 1
 USAGE: Final = 2
+
+Result = TypeVar("Result")
 
 # A command's own function: `settings` first, the exit code out.
 Body = Callable[..., int | None]
@@ -48,6 +50,13 @@ def usage(message: str) -> NoReturn:
     """End the command with code 2 and one line: what was asked for is refused, nothing was done."""
     say(f"lapse: {message}")
     raise typer.Exit(USAGE)
+
+
+def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what the work comes to, in an event loop of its own."""
+    import asyncio
+
+    return asyncio.run(work)
 
 
 def command(

@@ -14,7 +14,7 @@ __all__ = ["NONE", "BadDuration", "format_duration", "parse_duration"]
 NONE: Final = "none"
 
 _UNITS_MS: Final = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[dhms])")
 _WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
 
 

@@ -5,15 +5,14 @@ A limit is never lifted by leaving it out: what is not given stays as it is, and
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lapse.pipeline.cli import flags
-from lapse.pipeline.cli.asking import this_person
-from lapse.pipeline.cli.command import command, fail, say, usage
+from lapse.pipeline.cli.asking import by_whom
+from lapse.pipeline.cli.command import command, fail, run_async, say, usage
 from lapse.pipeline.cli.durations import NONE, BadDuration, format_duration, parse_duration
 from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import print_json, print_table, printable
@@ -77,23 +76,19 @@ def set_(
     Durations are written 90s, 15m, 8h, 1h30m, 7d; `none` is no limit.
     """
     from lapse.pipeline.operations.policies import read_policies, refuse_senseless, set_policy
-    from lapse.schemas import ConfigError, Policy
+    from lapse.schemas import Policy, encode
 
     limits = _limits(idle=idle, absolute=absolute, warn_before=warn_before, hold_max=hold_max, token_life=token_life)
     match = _match(match_tenant, match_service, match_attribute, none=no_match)
-    known = asyncio.run(read_policies(settings)).get(name)
+    known = run_async(read_policies(settings)).get(name)
     if known is None and not {"idle_ms", "absolute_ms"} <= limits.keys():
         usage(f"{printable(name)} is a new policy: give --idle and --absolute (`none` where there is to be no limit)")
     before = known.policy.model_dump() if known is not None else {}
     with explained():
-        policy = Policy.model_validate(
-            before | limits | match | {"name": name, "by": by if by is not None else this_person(), "note": note}
-        )
-    try:
+        policy = Policy.model_validate(before | limits | match | {"name": name, "by": by_whom(by), "note": note})
         refuse_senseless(policy, settings)
-    except ConfigError as senseless:
-        usage(str(senseless))
-    version = asyncio.run(set_policy(settings, policy))
+        encode(policy)
+    version = run_async(set_policy(settings, policy))
     _warn(policy)
     if json:
         print_json(_row(policy, version, None))
@@ -106,7 +101,7 @@ def list_(settings: Settings, json: Json = False) -> None:
     """Print every policy in force."""
     from lapse.pipeline.operations.policies import read_policies
 
-    found = asyncio.run(read_policies(settings)).values()
+    found = run_async(read_policies(settings)).values()
     if json:
         for each in found:
             print_json(_row(each.policy, each.version, each.set_at))
@@ -136,7 +131,7 @@ def show(
     """Print one policy, whole."""
     from lapse.pipeline.operations.policies import read_policies
 
-    known = asyncio.run(read_policies(settings))
+    known = run_async(read_policies(settings))
     each = known.get(name)
     if each is None:
         fail(f"there is no policy {printable(name)}; there are {', '.join(map(printable, known))}")

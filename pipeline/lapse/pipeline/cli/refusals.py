@@ -12,11 +12,15 @@ __all__ = ["explained"]
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn the refusal of a record's model into a usage error that names the field and not its value."""
+    """Turn the refusal of a record into a usage error that names the field and not its value."""
     from pydantic import ValidationError
+
+    from lapse.schemas.errors import BadRecord, ConfigError
 
     try:
         yield
+    except (BadRecord, ConfigError) as refused:
+        usage(str(refused))
     except ValidationError as refused:
         error = refused.errors(include_input=False)[0]
         field = ".".join(str(part) for part in error["loc"]) or "the target"

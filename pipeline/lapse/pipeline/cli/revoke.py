@@ -6,7 +6,6 @@ history and shown to every user of the machine; `--raw` reads it from standard i
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import sys
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lapse.pipeline.cli.asking import confirm, this_person
-from lapse.pipeline.cli.command import command, usage
+from lapse.pipeline.cli.asking import by_whom, confirm
+from lapse.pipeline.cli.command import command, run_async, usage
 from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import print_json, printable
 from lapse.pipeline.cli.refusals import explained
@@ -159,15 +158,14 @@ def _order(
     as_json: bool,
 ) -> None:
     from lapse.pipeline.operations.revocations import new_revocation_id, revoke
-    from lapse.schemas import Revocation
+    from lapse.schemas import Revocation, encode
 
     with explained():
-        revocation = Revocation(
-            id=new_revocation_id(), **target, reason=reason, note=note, by=by if by is not None else this_person()
-        )
+        revocation = Revocation(id=new_revocation_id(), **target, reason=reason, note=note, by=by_whom(by))
+        encode(revocation)
     if question is not None:
         confirm(question, yes=yes)
-    ordered = asyncio.run(revoke(settings, revocation))
+    ordered = run_async(revoke(settings, revocation))
     if as_json:
         offsets = [{"partition": partition, "offset": offset} for partition, offset in ordered.offsets.items()]
         print_json(revocation.model_dump(mode="json") | {"ordered_at": ordered.ordered_at, "written": offsets})

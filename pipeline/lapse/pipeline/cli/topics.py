@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from typing import TYPE_CHECKING
 
 import typer
 
 from lapse.pipeline.cli import flags
-from lapse.pipeline.cli.command import FAILED, command, say
+from lapse.pipeline.cli.command import FAILED, command, run_async, say
 from lapse.pipeline.cli.options import Json
 from lapse.pipeline.cli.output import print_json
 
@@ -32,7 +31,7 @@ def apply(settings: Settings, json: Json = False) -> int:
     from lapse.pipeline.operations.topics import WrongTopics, apply_topics
 
     try:
-        created = asyncio.run(apply_topics(settings))
+        created = run_async(apply_topics(settings))
     except WrongTopics as wrong:
         return _tell(wrong.problems, as_json=json)
     for name in created:
@@ -49,7 +48,7 @@ def check(settings: Settings, json: Json = False) -> int:
     """Compare the topics with what Lapse relies on: exit code 1 and a line each for what differs or is missing."""
     from lapse.pipeline.operations.topics import check_topics
 
-    problems = asyncio.run(check_topics(settings))
+    problems = run_async(check_topics(settings))
     if not problems:
         say(f"every topic of {settings.prefix!r} at {settings.kafka} is as it must be")
     return _tell(problems, as_json=json)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lapse.pipeline.cli.command import command, say, usage
+from lapse.pipeline.cli.command import command, run_async, say, usage
 from lapse.pipeline.cli.durations import BadDuration, parse_duration
 from lapse.pipeline.cli.options import Json, text_option
 from lapse.pipeline.cli.output import clock, print_json, printable
@@ -48,7 +47,7 @@ def watch(
     since_ms = _since(since)
     chosen = _Choice(_causes(cause), subject, tenant)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_watch(settings, since_ms, chosen, count, as_json=json))
+        run_async(_watch(settings, since_ms, chosen, count, as_json=json))
 
 
 class _Choice:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lapse.pipeline.operations.connection import producing, require_topics
 from lapse.pipeline.operations.reading import read_to_end
 from lapse.pipeline.settings import Settings
-from lapse.schemas import DEFAULT_POLICY, RECORD_BYTES_MAX, BadRecord, Policy, TopicNames, encode, parse_policy
+from lapse.schemas import DEFAULT_POLICY, BadRecord, Policy, TopicNames, encode, parse_policy
 from lapse.schemas.errors import ConfigError
 
 __all__ = ["PolicyInForce", "read_policies", "refuse_senseless", "set_policy"]
@@ -60,6 +60,7 @@ async def set_policy(settings: Settings, policy: Policy) -> int:
 
     Raises:
         ConfigError: the topic does not exist, or the policy makes no sense (see `refuse_senseless`).
+        BadRecord: it would be too large to be read.
         RuntimeFault: no broker answers, or it did not take the record.
     """
     refuse_senseless(policy, settings)
@@ -76,7 +77,7 @@ def refuse_senseless(policy: Policy, settings: Settings) -> None:
 
     Raises:
         ConfigError: an absolute limit above `session_life_max_ms` (revocations are forgotten after it, so such a
-            session could outlive one); a warning as early as the limit it warns of; a record that would be too large.
+            session could outlive one); or a warning as early as the limit it warns of.
     """
     if policy.absolute_ms is not None and policy.absolute_ms > settings.session_life_max_ms:
         raise ConfigError(
@@ -89,5 +90,3 @@ def refuse_senseless(policy: Policy, settings: Settings) -> None:
             f"warn_before_ms={policy.warn_before_ms} must be below the shorter limit, {min(limits)}: every activity "
             "would be answered by a warning"
         )
-    if (size := len(encode(policy))) > RECORD_BYTES_MAX:
-        raise ConfigError(f"the policy is a record of {size} bytes, at most {RECORD_BYTES_MAX} are read: shorten it")
