@@ -13,6 +13,8 @@ __all__ = ["damaged", "json_values", "valid_values"]
 # Surrogates are no UTF-8; everything else may stand in a name.
 _CHARACTERS = st.characters(exclude_categories=["Cs"])
 _CHARACTERS_BUT_SLASH = st.characters(exclude_categories=["Cs"], exclude_characters="/")
+# What a careless or hostile writer puts where something else belongs: each is valid somewhere.
+_MISPLACED: list[Any] = [None, True, False, 0, -1, 2**63, 0.5, "", "1", "a/b", "x" * 257, [], {}]
 _KEYS = st.text(_CHARACTERS, max_size=8)
 
 
@@ -117,7 +119,7 @@ def damaged(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> Any:
         case "drop":
             del container[key]
         case "replace":
-            container[key] = draw(json_values())
+            container[key] = draw(st.sampled_from(_MISPLACED) | json_values())
         case _ if isinstance(container, dict):
             container[draw(st.text(_CHARACTERS, max_size=5))] = draw(json_values())
         case _:
