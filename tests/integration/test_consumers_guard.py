@@ -1,0 +1,136 @@
+"""Does a guard know what its topics say, from the first check and live?
+
+A real guard over a real broker; the processor's and the operators' records are written raw.
+"""
+
+import asyncio
+import time
+
+import pytest
+
+from lapse.consumers import Cause, Ended, Guard, session_reference
+from lapse.pipeline.settings import Settings
+from lapse.schemas import GuardApplied, GuardStatus, Revocation, TopicNames, parse_dead_letter, parse_enforcement
+
+from tests.consumers.support import free_port, read_all, until, writing
+
+
+def _guard(settings: Settings, **options: object) -> Guard:
+    return Guard(settings.kafka, service="shop", prefix=settings.prefix, **options)  # type: ignore[arg-type]
+
+
+async def test_it_is_right_from_the_first_check(settings: Settings) -> None:
+    ended = [session_reference(f"s-{n}") for n in range(300)]
+    async with writing(settings) as writer:
+        for n, session in enumerate(ended):
+            await writer.end(session, f"u-{n}")
+        revoked = session_reference("revoked")
+        await writer.revoke(Revocation(id="r-1", session=revoked, subject="u"))
+        async with _guard(settings) as guard:
+            assert guard.fresh
+            assert {guard.check(session).cause for session in ended} == {Cause.IDLE}
+            assert guard.check(revoked).revocation == "r-1"
+            assert guard.check(session_reference("live")).allowed
+            assert guard.entries == 301
+
+
+async def test_endings_and_revocations_arrive_live_and_hooks_are_called_once(settings: Settings) -> None:
+    session, other = session_reference("one"), session_reference("two")
+    heard: list[Ended] = []
+    async with writing(settings) as writer, _guard(settings) as guard:
+        guard.on_ended(heard.append)
+        await writer.end(session, "u-1", due_at=5_000)
+        await until(lambda: not guard.check(session).allowed)
+        assert guard.check(session).due_at == 5_000
+        await writer.revoke(Revocation(id="r-1", session=other, subject="u-2"))
+        await until(lambda: not guard.check(other).allowed)
+        await writer.end(other, "u-2", cause=Cause.REVOKED)
+        await until(lambda: guard.check(other).ending is not None)
+        assert [(ended.session, ended.cause) for ended in heard] == [(session, Cause.IDLE), (other, Cause.REVOKED)]
+
+
+async def test_a_subjects_revocation_is_one_hop_and_later_logins_pass(settings: Settings) -> None:
+    old, new, unknown = (session_reference(name) for name in ("old", "new", "unknown"))
+    async with writing(settings) as writer, _guard(settings) as guard:
+        at = await writer.revoke(Revocation(id="r-1", subject="u-1", tenant="acme"))
+        await until(lambda: not guard.check(old, subject="u-1", tenant="acme", started_at=at).allowed)
+        assert guard.check(new, subject="u-1", tenant="acme", started_at=at + 1).allowed
+        assert guard.check(old, subject="u-1", started_at=at).allowed  # without a tenant it is another subject
+        assert guard.check(unknown, subject="u-1", tenant="acme").allowed  # until the processor ends it
+
+
+async def test_revocations_go_on_working_when_no_processor_runs(settings: Settings) -> None:
+    session = session_reference("one")
+    async with writing(settings) as writer:
+        writer.beats = False
+        async with _guard(settings, stale_after_ms=1_000, ready_timeout_s=5.0) as guard:
+            assert not guard.fresh
+            assert guard.check(session).stale
+            await writer.revoke(Revocation(id="r-1", session=session, subject="u"))
+            await until(lambda: not guard.check(session).allowed)
+
+
+async def test_what_it_cannot_read_makes_it_stale_and_is_dead_lettered(settings: Settings) -> None:
+    topics = TopicNames(settings.prefix)
+    async with writing(settings) as writer, _guard(settings, on_stale="deny") as guard:
+        assert guard.check(session_reference("live")).allowed
+        value = b'{"type":"revocation","v":99,"id":"r-1","subject":"u"}'
+        offset = await writer.put(topics.revocations, 2, value)
+        await until(lambda: guard.check(session_reference("live")).stale)
+        assert "newer" in (guard.why_stale or "")
+        (letter,) = await read_all(settings, topics.dead_letters, 1)
+        found = parse_dead_letter(letter.value)
+        assert (found.topic, found.partition, found.offset) == (topics.revocations, 2, offset)
+
+
+async def test_operators_see_what_it_has_applied(settings: Settings) -> None:
+    topics = TopicNames(settings.prefix)
+    closed: list[Ended] = []
+    session = session_reference("one")
+    async with writing(settings) as writer, _guard(settings, instance="i-1") as guard:
+        guard.on_ended(closed.append, session)
+        await writer.revoke(Revocation(id="r-1", session=session, subject="u"))
+        await until(lambda: not guard.check(session).allowed)
+        reports: list[GuardStatus | GuardApplied] = []
+        async with asyncio.timeout(10):
+            while not _applied(reports) or _latest(reports).refused == 0:
+                reports = [parse_enforcement(r.value) for r in await read_all(settings, topics.enforcement, 2)]
+    (applied,) = _applied(reports)
+    assert (applied.revocation, applied.closed, applied.instance) == ("r-1", 1, "i-1")
+    assert applied.after_ms < 1_000
+    status = _latest(reports)
+    assert status.entries == 1
+    assert status.checks >= 1
+    assert len(status.applied["expiries"]) == settings.partitions
+    assert max(status.applied["revocations"]) == 0
+
+
+def _applied(reports: list[GuardStatus | GuardApplied]) -> list[GuardApplied]:
+    return [report for report in reports if isinstance(report, GuardApplied)]
+
+
+def _latest(reports: list[GuardStatus | GuardApplied]) -> GuardStatus:
+    return max((report for report in reports if isinstance(report, GuardStatus)), key=lambda report: report.checks)
+
+
+async def test_silence_makes_it_stale_at_the_bound_and_a_watermark_fresh_again(settings: Settings) -> None:
+    session = session_reference("live")
+    async with writing(settings) as writer, _guard(settings, stale_after_ms=1_000, on_stale="deny") as guard:
+        assert guard.check(session).allowed
+        writer.beats = False
+        last_at = time.monotonic()
+        await until(lambda: not guard.check(session).allowed)
+        assert 0.5 <= time.monotonic() - last_at <= 1.6  # a watermark is at most 0.25 s old when they stop
+        assert guard.stale_ms >= 1_000
+        writer.beats = True
+        await until(lambda: guard.check(session).allowed)
+
+
+async def test_a_guard_without_a_broker_starts_stale_and_follows_on_stale() -> None:
+    where = f"127.0.0.1:{free_port()}"
+    async with Guard(where, service="shop", on_stale="deny", ready_timeout_s=0.3) as guard:
+        assert not guard.check(session_reference("live")).allowed
+        assert guard.check(session_reference("live"), on_stale="allow").allowed
+        assert guard.allowed_while_stale == 1
+    with pytest.raises(ValueError, match="reference"):
+        guard.check("a raw session id")
