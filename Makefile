@@ -37,7 +37,7 @@ check: $(READY) ## Hold style, types and import arrows.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 bench: $(READY) ## Measure; ONLY=processor for one.
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
