@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from lapse import schemas
@@ -328,6 +328,23 @@ def test_property_what_is_written_is_read_back(which: tuple[str, dict[str, Any]]
     topic, fields = which
     record = PARSERS[topic](orjson.dumps(fields))
     assert PARSERS[topic](schemas.encode(record)) == record
+
+
+@given(ANY_RECORD, st.booleans(), st.sampled_from([None, 2]))
+def test_property_model_has_the_values_that_a_plain_json_parser_reads(
+    which: tuple[str, dict[str, Any]], ascii_only: bool, indent: int | None
+) -> None:
+    topic, fields = which
+    value = json.dumps(fields, ensure_ascii=ascii_only, indent=indent).encode()
+    assume(len(value) <= schemas.RECORD_BYTES_MAX)
+    assert contains(PARSERS[topic](value).model_dump(mode="json"), orjson.loads(value))
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Return whether all fields of the part have the same values in the whole, which may have defaults besides."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(name in whole and contains(whole[name], value) for name, value in part.items())
+    return bool(whole == part)
 
 
 @given(st.sampled_from(sorted(PARSERS)), st.binary(max_size=300))
