@@ -1,0 +1,33 @@
+"""Run the benchmarks: all, or `--only NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+
+from benchmarks import check, lateness, processor, propagation
+
+BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+    "processor": processor.run,
+    "processor_packed": processor.run_packed,
+    "lateness": lateness.run,
+    "propagation": propagation.run,
+    "check": check.run,
+}
+
+
+def main() -> int:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=sorted(BENCHMARKS), help="one benchmark; without it all")
+    only = parser.parse_args().only
+    for name, benchmark in BENCHMARKS.items():
+        if only in (None, name):
+            asyncio.run(benchmark())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
