@@ -1,0 +1,412 @@
+"""Which sessions of one partition had to end, when, and why, by the raw records alone?
+
+The auditor's reading of DESIGN.md sections 2 and 3: a dictionary of sessions, looked through at every record that can
+matter. It shares no code with the engine, and nothing with it but the schemas, so that where both agree, they agree by
+the rules. It does not trust the owner's copies either: a copy of a revocation or policy only says *where* in the log
+the order took effect; what was ordered, and when, is read from the topic it was written to. A copy without an original
+has no effect here, and an original without a copy takes effect once it is COPIED_WITHIN_MS old.
+
+For one record of stamp `s`:
+
+1. the stamp moves (never back); a jump begins a hold, a hold may end (holding.py);
+2. a forwarded activity is applied, by the stamp it had where it was first written;
+3. sessions that are over at `s` end;
+4. the record is applied.
+
+Of the three things that an ending may follow from, only the first is decided by time:
+
+    idle, absolute   outside a hold at s >= idle due + grace or s >= absolute due, by the earlier, at a tie absolute;
+                     in a hold at s >= absolute due
+    closed           a close in time; in the grace after idle due it ends the session as idle
+    revoked          an order that covers the session: at its copy, or at the session's first record after it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from lapse.pipeline.demo.holding import Holding
+from lapse.pipeline.demo.limits_in_force import Login, PoliciesInForce
+from lapse.schemas import (
+    ActivityRecord,
+    BadRecord,
+    Cause,
+    ClockTick,
+    PackedTouch,
+    PackedTouches,
+    Policy,
+    PolicyAdopted,
+    Revocation,
+    RevocationOrdered,
+    SessionClosed,
+    SessionElevated,
+    SessionRefreshed,
+    SessionStarted,
+    SessionTouched,
+    parse_activity,
+    parse_packed_entry,
+    partition_of,
+)
+
+__all__ = ["COPIED_WITHIN_MS", "Expected", "LogRecord", "OrderedPolicy", "OrderedRevocation", "Rules", "Walk"]
+
+COPIED_WITHIN_MS: Final = 2_000
+"""The design gives the owner a second to copy an order into the log; a busy machine is given one more."""
+
+_NEVER: Final = 1 << 62  # later than any instant: epoch ms are about 2**41
+
+_Activity = SessionStarted | SessionTouched | SessionElevated | SessionRefreshed | SessionClosed
+
+
+class LogRecord(Protocol):
+    """What the auditor reads of a record: aiokafka's ConsumerRecord has it."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that the rules depend on, as `lapse.pipeline.settings` names them."""
+
+    partitions: int
+    grace_ms: int
+    gap_ms: int
+    gap_grace_ms: int
+    age_max_ms: int
+    ended_memory_ms: int
+    adopt_unknown: bool
+
+
+class OrderedRevocation(NamedTuple):
+    """A revocation as it stands in lapse.revocations, appended at `at` (the earliest of its id)."""
+
+    at: int
+    revocation: Revocation
+
+
+class OrderedPolicy(NamedTuple):
+    """A policy as it stands in lapse.policies, appended at `at`; `version` is its offset there."""
+
+    at: int
+    version: int
+    policy: Policy
+
+
+class Expected(NamedTuple):
+    """An ending that the rules ask for; `decided_at` is the stamp of the record that settled it."""
+
+    session: str
+    cause: Cause
+    due_at: int
+    decided_at: int
+
+
+class Walk:
+    """One partition's records, read once from start to end.
+
+    Attributes:
+        stamp: of the last record; None before the first.
+        live: the sessions that are not over, by reference.
+        expected: the endings, by session.
+        seen: every session that there was.
+    """
+
+    def __init__(
+        self,
+        partition: int,
+        rules: Rules,
+        revocations: Iterable[OrderedRevocation],
+        policies: Iterable[OrderedPolicy],
+    ) -> None:
+        self.stamp: int | None = None
+        self.live: dict[str, Login] = {}
+        self.expected: dict[str, Expected] = {}
+        self.seen: set[str] = set()
+        self._partition = partition
+        self._rules = rules
+        self._holding = Holding(rules.gap_ms, rules.gap_grace_ms)
+        self._in_force = PoliciesInForce()
+        # What was ordered and has not taken effect yet, in the order of their appends.
+        self._revocations = {order.revocation.id: order for order in sorted(revocations, key=lambda order: order.at)}
+        self._policies = {order.version: order for order in sorted(policies, key=lambda order: order.version)}
+        self._cutoffs: dict[str, OrderedRevocation] = {}
+        self._barred: dict[str, OrderedRevocation] = {}
+        self._over: dict[str, int] = {}  # ended session -> decided_at
+        self._origins: dict[int, tuple[int, int]] = {}
+        # No session is over before this instant: touches only make them later, so it is found anew when it has come.
+        self._nothing_before = _NEVER
+
+    def read(self, records: Sequence[LogRecord]) -> None:
+        """Take in records in the order of their offsets."""
+        for record in records:
+            self._record(record)
+
+    def over_at(self, login: Login) -> int:
+        """Return the stamp at which a live session would be over if nothing more came, outside a hold."""
+        return min(_idle_due(login) + self._rules.grace_ms, _absolute_due(login))
+
+    def uncopied(self, before: int) -> list[OrderedRevocation]:
+        """Return the revocations appended before an instant that have taken no effect to the end of the log."""
+        return [order for order in self._revocations.values() if order.at < before]
+
+    def covers(self, order: OrderedRevocation, login: Login) -> bool:
+        """Return whether a revocation ends a session that is live."""
+        if order.revocation.session is not None:
+            return order.revocation.session == login.session
+        return _in_scope(order.revocation, login) and login.started_at <= order.at
+
+    def _record(self, record: LogRecord) -> None:
+        before = self.stamp
+        stamp = self.stamp = record.timestamp if before is None else max(before, record.timestamp)
+        self._holding.move(before, stamp)
+        activity: ActivityRecord | None
+        try:
+            activity = parse_activity(record.value)
+        except BadRecord:
+            activity = None
+        if isinstance(activity, _Activity) and activity.forwarded is not None:
+            self._forwarded(activity, stamp)
+            activity = None
+        self._settle(stamp)
+        self._apply_old_orders(stamp)
+        if isinstance(activity, PackedTouches):
+            self._packed(activity, stamp)
+        elif isinstance(activity, ClockTick):
+            self._holding.tick(stamp, activity)
+        elif isinstance(activity, RevocationOrdered):
+            if (order := self._revocations.pop(activity.revocation.id, None)) is not None:
+                self._revoke(order, stamp)
+        elif isinstance(activity, PolicyAdopted):
+            if (adopted := self._policies.pop(activity.version, None)) is not None:
+                self._adopt_policy(adopted)
+        elif activity is not None and self._is_ours(activity.subject, activity.tenant):
+            self._activity(activity, stamp, stamp)
+
+    # Time
+
+    def _settle(self, stamp: int) -> None:
+        if stamp < self._nothing_before and self._holding.ran_out_at is None:
+            return
+        self._nothing_before = _NEVER
+        for login in list(self.live.values()):
+            idle_due, absolute_due = _idle_due(login), _absolute_due(login)
+            idle_over = idle_due + self._rules.grace_ms
+            if self._holding.on:
+                if stamp >= absolute_due:
+                    self._end(login, Cause.ABSOLUTE, absolute_due, stamp)
+                    continue
+            elif stamp >= idle_over or stamp >= absolute_due:
+                held_through = self._holding.ran_out_at
+                was_held = held_through is not None and idle_over <= self._holding.last_inside
+                if absolute_due <= idle_due or (was_held and held_through is not None and absolute_due <= held_through):
+                    self._end(login, Cause.ABSOLUTE, absolute_due, stamp)
+                else:
+                    self._end(login, Cause.IDLE, idle_due, stamp)
+                continue
+            self._nothing_before = min(self._nothing_before, idle_over, absolute_due)
+
+    def _end(self, login: Login, cause: Cause, due_at: int, stamp: int) -> None:
+        self.live.pop(login.session, None)
+        self._over[login.session] = stamp
+        self.expected[login.session] = Expected(login.session, cause, due_at, stamp)
+
+    # Activity
+
+    def _activity(self, record: _Activity, stamp: int, sent_at: int) -> None:
+        """Apply an activity; `sent_at` is the stamp by which it must be in time."""
+        session = record.session
+        if self._is_over(session, stamp):
+            return
+        age_ms = self._age(record.age_ms)
+        login = self.live.get(session)
+        if login is not None and (login.subject, login.tenant) != (record.subject, record.tenant):
+            return
+        match record:
+            case SessionStarted():
+                self._start(record, login, stamp - age_ms, stamp, sent_at)
+            case SessionTouched():
+                touch = PackedTouch(
+                    session, record.subject, record.tenant, record.age_ms, record.since_ms, record.pause_ms
+                )
+                self._touch(
+                    touch, record.service, stamp, sent_at, hold_ms=record.hold_ms, session_age_ms=record.session_age_ms
+                )
+            case SessionElevated():
+                touch = PackedTouch(session, record.subject, record.tenant, record.age_ms)
+                self._touch(touch, record.service, stamp, sent_at, session_age_ms=record.session_age_ms)
+            case SessionClosed():
+                self._close(session, login, stamp - age_ms, stamp)
+            case SessionRefreshed():
+                pass
+
+    def _packed(self, record: PackedTouches, stamp: int) -> None:
+        for index, entry in enumerate(record.touches):
+            try:
+                touch = parse_packed_entry(entry, index)
+            except BadRecord:
+                continue
+            if not self._is_ours(touch.subject, touch.tenant) or self._is_over(touch.session, stamp):
+                continue
+            login = self.live.get(touch.session)
+            if login is None or (login.subject, login.tenant) == (touch.subject, touch.tenant):
+                self._touch(touch, record.service, stamp, stamp)
+
+    def _forwarded(self, record: _Activity, stamp: int) -> None:
+        assert record.forwarded is not None  # noqa: S101  # the caller asked
+        partition, offset, entry, sent_at = record.forwarded
+        origin = (offset, -1 if entry is None else entry)
+        if self._is_ours(record.subject, record.tenant) and origin > self._origins.get(partition, (-1, -1)):
+            self._origins[partition] = origin
+            self._activity(record, stamp, min(sent_at, stamp))
+
+    def _touch(
+        self,
+        touch: PackedTouch,
+        service: str,
+        stamp: int,
+        sent_at: int,
+        *,
+        hold_ms: int | None = None,
+        session_age_ms: int | None = None,
+    ) -> None:
+        login = self.live.get(touch.session)
+        instant = stamp - self._age(touch.age_ms)
+        hold = max(hold_ms or 0, 0)
+        if login is not None:
+            since_ms = touch.age_ms if touch.since_ms is None else touch.since_ms
+            first = min(instant, stamp - self._age(since_ms))
+            if self._counts(login, first, touch.pause_ms or 0, sent_at):
+                self._seen_at(login, instant, hold)
+        elif self._rules.adopt_unknown:
+            started_at = instant - max(session_age_ms or 0, 0)
+            login = Login(touch.session, touch.subject, touch.tenant, service, started_at, instant, adopted=True)
+            login.limits = self._in_force.limits(login)
+            self._seen_at(login, instant, hold)
+            self._begin(login, stamp, start_is_known=session_age_ms is not None)
+
+    def _seen_at(self, login: Login, instant: int, hold_ms: int) -> None:
+        cap = login.limits.hold_max_ms
+        login.last_seen_at = max(login.last_seen_at, instant + (hold_ms if cap is None else min(hold_ms, cap)))
+
+    def _counts(self, login: Login, first: int, pause_ms: int, sent_at: int) -> bool:
+        """Return whether an activity is in time: what it stands for, and the record that carries it."""
+        idle_due = _idle_due(login)
+        in_time = self._holding.on or sent_at < idle_due + self._rules.grace_ms
+        return (
+            first < idle_due
+            and (login.limits.idle_ms is None or pause_ms < login.limits.idle_ms)
+            and in_time
+            and sent_at < _absolute_due(login)
+        )
+
+    def _start(self, record: SessionStarted, login: Login | None, instant: int, stamp: int, sent_at: int) -> None:
+        if login is None:
+            login = Login(
+                record.session, record.subject, record.tenant, record.service, instant, instant, adopted=False
+            )
+            self._describe(login, record)
+            self._begin(login, stamp, start_is_known=True)
+            return
+        if self._counts(login, instant, 0, sent_at):
+            self._seen_at(login, instant, 0)
+        if login.adopted:
+            login.adopted = False
+            login.started_at = instant
+            self._describe(login, record)
+            self._begin(login, stamp, start_is_known=True)
+
+    def _describe(self, login: Login, record: SessionStarted) -> None:
+        login.service, login.policy, login.attributes = record.service, record.policy, record.attributes
+        login.limits = self._in_force.limits(login)
+
+    def _begin(self, login: Login, stamp: int, *, start_is_known: bool) -> None:
+        """Take in a session whose start was just told, unless an order ends it at once."""
+        self.seen.add(login.session)
+        self.live[login.session] = login
+        self._nothing_before = min(self._nothing_before, self.over_at(login))
+        order = self._barred.pop(login.session, None) or min(
+            (
+                order
+                for order in self._cutoffs.values()
+                if _in_scope(order.revocation, login) and (not start_is_known or login.started_at <= order.at)
+            ),
+            key=lambda order: (order.at, order.revocation.id),
+            default=None,
+        )
+        if order is not None:
+            self._end(login, Cause.REVOKED, order.at, stamp)
+
+    def _close(self, session: str, login: Login | None, instant: int, stamp: int) -> None:
+        if login is None:
+            if session not in self._barred:
+                self._over[session] = stamp  # remembered, without a record
+        elif instant >= _idle_due(login) and not self._holding.on:
+            self._end(login, Cause.IDLE, _idle_due(login), stamp)
+        else:
+            self._end(login, Cause.CLOSED, instant, stamp)
+
+    def _age(self, age_ms: int) -> int:
+        return max(0, min(age_ms, self._rules.age_max_ms))
+
+    def _is_ours(self, subject: str, tenant: str | None) -> bool:
+        return partition_of(subject, tenant, self._rules.partitions) == self._partition
+
+    def _is_over(self, session: str, stamp: int) -> bool:
+        ended_at = self._over.get(session)
+        return ended_at is not None and stamp < ended_at + self._rules.ended_memory_ms
+
+    # Orders
+
+    def _apply_old_orders(self, stamp: int) -> None:
+        if not self._revocations and not self._policies:
+            return
+        before = stamp - COPIED_WITHIN_MS
+        for order in [order for order in self._revocations.values() if order.at < before]:
+            del self._revocations[order.revocation.id]
+            self._revoke(order, stamp)
+        for policy in [policy for policy in self._policies.values() if policy.at < before]:
+            del self._policies[policy.version]
+            self._adopt_policy(policy)
+
+    def _revoke(self, order: OrderedRevocation, stamp: int) -> None:
+        order = order._replace(at=min(order.at, stamp))
+        session = order.revocation.session
+        if session is None:
+            self._cutoffs[order.revocation.id] = order
+        elif session not in self.live:
+            if not self._is_over(session, stamp):
+                kept = self._barred.setdefault(session, order)
+                self._barred[session] = min(kept, order, key=lambda order: (order.at, order.revocation.id))
+            return
+        for login in list(self.live.values()):
+            if self.covers(order, login):
+                self._end(login, Cause.REVOKED, order.at, stamp)
+
+    def _adopt_policy(self, order: OrderedPolicy) -> None:
+        if self._in_force.adopt(order.version, order.policy):
+            for login in self.live.values():
+                login.limits = self._in_force.limits(login)
+            self._nothing_before = -1
+
+
+def _idle_due(login: Login) -> int:
+    return _NEVER if login.limits.idle_ms is None else login.last_seen_at + login.limits.idle_ms
+
+
+def _absolute_due(login: Login) -> int:
+    return _NEVER if login.limits.absolute_ms is None else login.started_at + login.limits.absolute_ms
+
+
+def _in_scope(revocation: Revocation, login: Login) -> bool:
+    if revocation.everyone:
+        return True
+    if revocation.subject is not None:
+        return (revocation.subject, revocation.tenant) == (login.subject, login.tenant)
+    return revocation.tenant == login.tenant
