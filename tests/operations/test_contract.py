@@ -31,11 +31,10 @@ def problems_of(found: dict[str, FoundTopic], settings: Settings = SETTINGS, bro
     return compare(catalogue_of(settings, brokers), found, settings)
 
 
-def with_config(topic: str, brokers: int = 1, **config: str) -> dict[str, FoundTopic]:
-    """Return the topics as asked, but for some settings of one (`_` in a name stands for `.`)."""
+def with_config(topic: str, config: dict[str, str], brokers: int = 1) -> dict[str, FoundTopic]:
+    """Return the topics as asked, but for some settings of one."""
     found = as_asked(brokers=brokers)
-    changed = {name.replace("_", "."): value for name, value in config.items()}
-    found[topic] = dataclasses.replace(found[topic], config={**found[topic].config, **changed})
+    found[topic] = dataclasses.replace(found[topic], config={**found[topic].config, **config})
     return found
 
 
@@ -59,7 +58,7 @@ def test_every_missing_topic_is_told() -> None:
 
 @pytest.mark.parametrize("topic", list(as_asked()))
 def test_a_topic_that_is_stamped_by_its_senders_is_refused(topic: str) -> None:
-    [problem] = problems_of(with_config(topic, message_timestamp_type="CreateTime"))
+    [problem] = problems_of(with_config(topic, {"message.timestamp.type": "CreateTime"}))
     assert (problem.topic, problem.found, problem.expected) == (topic, "CreateTime", "LogAppendTime")
     assert "another prefix" in problem.remedy
     assert "kafka-configs.sh" in problem.remedy
@@ -68,21 +67,21 @@ def test_a_topic_that_is_stamped_by_its_senders_is_refused(topic: str) -> None:
 @pytest.mark.parametrize(
     ("topic", "config", "found"),
     [
-        (NAMES.revocations, {"retention_ms": str(30 * DAY_MS - 1)}, str(30 * DAY_MS - 1)),
-        (NAMES.expiries, {"retention_ms": "3600000"}, "3600000"),
-        (NAMES.activity, {"retention_ms": "3600000"}, "3600000"),
-        (NAMES.revocations, {"retention_bytes": "1000000"}, "1000000"),
-        (NAMES.policies, {"cleanup_policy": "delete"}, "delete"),
-        (NAMES.expiries, {"cleanup_policy": "compact"}, "compact"),
-        (NAMES.state, {"cleanup_policy": "compact,delete"}, "compact,delete"),
-        (NAMES.activity, {"max_message_bytes": "1048588"}, "1048588"),
-        (NAMES.activity, {"unclean_leader_election_enable": "true"}, "true"),
+        (NAMES.revocations, {"retention.ms": str(30 * DAY_MS - 1)}, str(30 * DAY_MS - 1)),
+        (NAMES.expiries, {"retention.ms": "3600000"}, "3600000"),
+        (NAMES.activity, {"retention.ms": "3600000"}, "3600000"),
+        (NAMES.revocations, {"retention.bytes": "1000000"}, "1000000"),
+        (NAMES.policies, {"cleanup.policy": "delete"}, "delete"),
+        (NAMES.expiries, {"cleanup.policy": "compact"}, "compact"),
+        (NAMES.state, {"cleanup.policy": "compact,delete"}, "compact,delete"),
+        (NAMES.activity, {"max.message.bytes": "1048588"}, "1048588"),
+        (NAMES.activity, {"unclean.leader.election.enable": "true"}, "true"),
     ],
 )
 def test_a_setting_that_breaks_a_promise_is_refused(topic: str, config: dict[str, str], found: str) -> None:
-    [problem] = problems_of(with_config(topic, **config))
+    [problem] = problems_of(with_config(topic, config))
     assert problem.topic == topic
-    assert problem.setting == next(iter(config)).replace("_", ".")
+    assert problem.setting == next(iter(config))
     assert problem.found == found
     assert f"--entity-name {topic}" in problem.remedy
 
@@ -90,16 +89,16 @@ def test_a_setting_that_breaks_a_promise_is_refused(topic: str, config: dict[str
 @pytest.mark.parametrize(
     ("topic", "config"),
     [
-        (NAMES.revocations, {"retention_ms": str(31 * DAY_MS)}),
-        (NAMES.activity, {"retention_ms": "-1"}),
-        (NAMES.policies, {"retention_ms": "1000"}),  # only compacted: nothing is deleted for its age
-        (NAMES.expiries, {"cleanup_policy": "delete,compact"}),
-        (NAMES.activity, {"max_message_bytes": "20000000"}),
-        (NAMES.state, {"segment_bytes": "1073741824", "min_cleanable_dirty_ratio": "0.5"}),
+        (NAMES.revocations, {"retention.ms": str(31 * DAY_MS)}),
+        (NAMES.activity, {"retention.ms": "-1"}),
+        (NAMES.policies, {"retention.ms": "1000"}),  # only compacted: nothing is deleted for its age
+        (NAMES.expiries, {"cleanup.policy": "delete,compact"}),
+        (NAMES.activity, {"max.message.bytes": "20000000"}),
+        (NAMES.state, {"segment.bytes": "1073741824", "min.cleanable.dirty.ratio": "0.5"}),
     ],
 )
 def test_a_setting_that_keeps_the_promise_is_not_refused(topic: str, config: dict[str, str]) -> None:
-    assert problems_of(with_config(topic, **config)) == []
+    assert problems_of(with_config(topic, config)) == []
 
 
 def test_a_partition_count_of_its_own_is_refused_and_not_to_be_followed() -> None:
@@ -141,5 +140,5 @@ def test_a_cluster_that_has_grown_does_not_stop_the_workers() -> None:
 
 
 def test_replicas_that_need_not_be_in_sync_are_refused() -> None:
-    [problem] = problems_of(with_config(NAMES.revocations, brokers=3, min_insync_replicas="1"), brokers=3)
+    [problem] = problems_of(with_config(NAMES.revocations, {"min.insync.replicas": "1"}, brokers=3), brokers=3)
     assert (problem.setting, problem.expected) == ("min.insync.replicas", "2")
