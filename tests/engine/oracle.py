@@ -2,8 +2,8 @@
 
 The oracle takes the same records as the engine and yields the same effects. It keeps its sessions in a dict, looks at
 every one of them at every record, works out the limits of each from the policies each time it needs them, and reads
-records with the pydantic models. It shares nothing with the engine but `lapse.schemas`, so that where the two agree,
-they agree by the rules (DESIGN.md sections 2 and 3) and not by a common mistake.
+records with the pydantic models. It shares nothing with the engine but its settings and `lapse.schemas`, so that where
+the two agree, they agree by the rules (DESIGN.md sections 2 and 3) and not by a common mistake.
 
 Order of work for one record, `s` being its stamp:
 
@@ -21,7 +21,9 @@ from typing import Any, Protocol
 
 import orjson
 
+from lapse.pipeline.engine import EngineSettings
 from lapse.schemas import (
+    DURATION_MAX_MS,
     BadRecord,
     Cause,
     ClockTick,
@@ -46,28 +48,11 @@ from lapse.schemas import (
     verify,
 )
 
-__all__ = ["ForwardSeen", "LetterSeen", "Live", "Oracle", "OracleEffects", "Settings"]
+__all__ = ["ForwardSeen", "LetterSeen", "Live", "Oracle", "OracleEffects"]
 
 NEVER = 1 << 200  # later than any instant a record can name
 DAY_MS = 86_400_000
 ACKNOWLEDGED_WITHIN_MS = 1000
-
-
-class Settings(Protocol):
-    """The part of EngineSettings that the oracle reads."""
-
-    partition: int
-    partitions: int
-    topic: str
-    worker_key: bytes
-    grace_ms: int
-    gap_ms: int
-    gap_grace_ms: int
-    age_max_ms: int
-    ended_memory_ms: int
-    violation_after_ms: int
-    session_life_max_ms: int
-    adopt_unknown: bool
 
 
 class LogRecord(Protocol):
@@ -223,7 +208,7 @@ class Oracle:
         live: the sessions that have not ended, by reference.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.offset = 0
         self.stamp = 0
@@ -231,7 +216,7 @@ class Oracle:
         self.live: dict[str, Live] = {}
         self.ended: dict[str, Ended] = {}
         self.cutoffs: dict[str, Cutoff] = {}
-        self.revoked_unseen: dict[str, dict[str, int]] = {}  # session -> revocation id -> at
+        self.revoked_unseen: dict[str, tuple[int, str]] = {}  # session -> (at, revocation id)
         self.policies: dict[str, tuple[Policy, int | None]] = {"default": (BUILT_IN, None)}
         self.hold: Hold | None = None
         self.lifted: Hold | None = None  # the hold that the present record lifted
@@ -264,6 +249,7 @@ class Oracle:
             parsed = None
         self._settle(s, offset)
         self._meaning(parsed, s, offset)
+        self._leave_windows(s)
         self._seen_any = True
         return self._effects
 
@@ -338,13 +324,11 @@ class Oracle:
             return (Cause.ABSOLUTE, absolute, releasable <= s) if s >= absolute else None
         if s < min(releasable, absolute):
             return None
-        held = False
-        if self.lifted is not None:
-            held = releasable <= self.lifted.seen_at
-            if self.lifted.phase != "off" and self.lifted.until is not None:
-                held = held or releasable < self.lifted.until
-                if held and absolute <= self.lifted.until:
-                    return Cause.ABSOLUTE, absolute, True
+        held = self.lifted is not None and releasable <= self.lifted.seen_at  # a record of the hold would have ended it
+        if held and self.lifted is not None and self.lifted.phase != "off":
+            assert self.lifted.until is not None
+            if absolute <= self.lifted.until:
+                return Cause.ABSOLUTE, absolute, True
         return (Cause.ABSOLUTE, absolute, held) if absolute <= idle else (Cause.IDLE, idle, held)
 
     def _warn(self, session: Live, s: int) -> None:
@@ -365,12 +349,17 @@ class Oracle:
             )
         )
 
+    def _leave_windows(self, s: int) -> None:
+        for session in self.live.values():
+            before = self.limits(session).warn_before_ms
+            if before is None or s < min(self.dues(session)) - before:
+                session.warned_due = None
+
     def _forget(self, s: int) -> None:
         life = self.settings.session_life_max_ms
         self.ended = {n: e for n, e in self.ended.items() if s < e.decided_at + self.settings.ended_memory_ms}
         self.cutoffs = {i: c for i, c in self.cutoffs.items() if s < c.at + life}
-        kept = {n: {i: at for i, at in orders.items() if s < at + life} for n, orders in self.revoked_unseen.items()}
-        self.revoked_unseen = {n: orders for n, orders in kept.items() if orders}
+        self.revoked_unseen = {n: order for n, order in self.revoked_unseen.items() if s < order[0] + life}
 
     def _end(
         self,
@@ -474,18 +463,18 @@ class Oracle:
     def _forwarded(self, activity: Activity, s: int, offset: int) -> None:
         assert activity.forwarded is not None
         origin, origin_offset, index, stamp = activity.forwarded
-        if partition_of(activity.subject, activity.tenant, self.settings.partitions) != self.settings.partition:
-            self._letter(offset, None)
-            return
         place = (origin_offset, -1 if index is None else index)
         if place <= self.origins.get(origin, (-1, -1)):
+            return
+        if partition_of(activity.subject, activity.tenant, self.settings.partitions) != self.settings.partition:
+            self._letter(offset, None)
             return
         self.origins[origin] = place
         self._activity(activity, s, min(stamp, s), offset)
 
     def _activity(self, activity: Activity, s: int, in_time_at: int, offset: int) -> None:
         if isinstance(activity, SessionClosed):
-            self._close(activity, s, offset)
+            self._close(activity, s, in_time_at, offset)
         elif isinstance(activity, SessionRefreshed):
             if self._belongs(activity, offset, None) and activity.session in self.ended:
                 self._violation(activity, self._instant(activity.age_ms, s))
@@ -493,7 +482,7 @@ class Oracle:
             self._touch(self._as_touch(activity), s, in_time_at, offset, None)
 
     def _as_touch(self, activity: SessionStarted | SessionTouched | SessionElevated) -> Touch:
-        touched = isinstance(activity, SessionTouched)
+        touched = activity if isinstance(activity, SessionTouched) else None
         return Touch(
             kind=activity.type,
             session=activity.session,
@@ -501,9 +490,9 @@ class Oracle:
             tenant=activity.tenant,
             service=activity.service,
             age_ms=activity.age_ms,
-            since_ms=activity.since_ms if touched else None,
-            pause_ms=activity.pause_ms if touched else None,
-            hold_ms=activity.hold_ms if touched else None,
+            since_ms=touched.since_ms if touched else None,
+            pause_ms=touched.pause_ms if touched else None,
+            hold_ms=touched.hold_ms if touched else None,
             session_age_ms=None if isinstance(activity, SessionStarted) else activity.session_age_ms,
             start=activity if isinstance(activity, SessionStarted) else None,
         )
@@ -527,6 +516,7 @@ class Oracle:
         instant = self._instant(touch.age_ms, s)
         session = self.live.get(touch.session)
         if session is not None and session.adopted and touch.start is not None:
+            self._count(session, touch, instant, s, in_time_at)
             self._correct(session, touch.start, instant, s, offset)
         elif session is not None:
             self._count(session, touch, instant, s, in_time_at)
@@ -554,11 +544,11 @@ class Oracle:
         if touch.hold_ms is None:
             return 0
         hold_max = self.limits(session).hold_max_ms
-        return max(touch.hold_ms if hold_max is None else min(touch.hold_ms, hold_max), 0)
+        return min(max(touch.hold_ms, 0), DURATION_MAX_MS if hold_max is None else hold_max)
 
     def _first_seen(self, touch: Touch, instant: int, s: int, offset: int) -> None:
         start = touch.start
-        known_age = touch.session_age_ms if touch.session_age_ms is not None and touch.session_age_ms >= 0 else None
+        known_age = None if touch.session_age_ms is None else min(max(touch.session_age_ms, 0), DURATION_MAX_MS)
         session = Live(
             session=touch.session,
             subject=touch.subject,
@@ -576,7 +566,6 @@ class Oracle:
 
     def _correct(self, session: Live, start: SessionStarted, instant: int, s: int, offset: int) -> None:
         session.started_at = instant
-        session.last_seen_at = max(session.last_seen_at, instant)
         session.adopted = False
         self._describe(session, start)
         self._end_if_covered(session, True, s, offset)
@@ -593,12 +582,12 @@ class Oracle:
             for cutoff in self.cutoffs.values()
             if cutoff.covers(session.subject, session.tenant) and (session.started_at <= cutoff.at or not age_known)
         ]
-        covering += [(at, id_) for id_, at in self.revoked_unseen.get(session.session, {}).items()]
-        if covering:
-            at, id_ = min(covering)
+        own = self.revoked_unseen.pop(session.session, None)
+        if own is not None or covering:
+            at, id_ = own or min(covering)
             self._end(session, Cause.REVOKED, at, s, offset, revocation=id_)
 
-    def _close(self, close: SessionClosed, s: int, offset: int) -> None:
+    def _close(self, close: SessionClosed, s: int, in_time_at: int, offset: int) -> None:
         session = self.live.get(close.session)
         if session is None:
             if close.session not in self.ended and close.session not in self.revoked_unseen:
@@ -608,11 +597,13 @@ class Oracle:
             return
         instant = self._instant(close.age_ms, s)
         idle, absolute = self.dues(session)
-        if self.hold is None and instant >= min(idle, absolute):
-            cause = Cause.ABSOLUTE if absolute <= idle else Cause.IDLE
-            self._end(session, cause, min(idle, absolute), s, offset)
-        else:
+        in_idle_time = self.hold is not None or (instant < idle and in_time_at < idle + self.settings.grace_ms)
+        if in_idle_time and max(instant, in_time_at) < absolute:
             self._end(session, Cause.CLOSED, instant, s, offset)
+        elif (
+            self._over(session, s) is None
+        ):  # else it was forwarded, and its own record settles what was over before it
+            self._end(session, Cause.IDLE, idle, s, offset)
 
     def _violation(self, activity: Touch | SessionRefreshed, instant: int) -> None:
         ended = self.ended[activity.session]
@@ -640,8 +631,8 @@ class Oracle:
             if session is not None:
                 self._end(session, Cause.REVOKED, at, s, offset, revocation=order.id)
             elif order.session not in self.ended:
-                orders = self.revoked_unseen.setdefault(order.session, {})
-                orders[order.id] = min(at, orders.get(order.id, at))
+                kept_order = self.revoked_unseen.get(order.session, (at, order.id))
+                self.revoked_unseen[order.session] = min((at, order.id), kept_order)
             return
         kept = self.cutoffs.get(order.id)
         at = at if kept is None else min(at, kept.at)
@@ -695,7 +686,7 @@ class Oracle:
             instants.append(min(release, absolute))
             due = min(idle, absolute)
             before = self.limits(session).warn_before_ms
-            if before is not None and session.warned_due != due and due > self.stamp:
+            if before is not None and session.warned_due != due and self.stamp < due < NEVER:
                 instants.append(due - before)
         earliest = min(instants, default=NEVER)
         return None if earliest >= NEVER else earliest

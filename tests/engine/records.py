@@ -17,6 +17,7 @@ import orjson
 
 from lapse.pipeline.engine import Effects, EngineSettings, PartitionEngine
 from lapse.schemas import SessionEnded, SessionExpiring, Violation, partition_of, sign
+
 from tests.engine.oracle import ForwardSeen, LetterSeen, Oracle, OracleEffects
 
 __all__ = [
@@ -134,7 +135,9 @@ def closed(session: str = "s", **fields: Any) -> JsonObject:
     return _activity("session.closed", session, fields)
 
 
-def entry(session: str = "s", *rest: Any, subject: str = "u-1", tenant: str | None = None, age_ms: int = 0) -> list[Any]:
+def entry(
+    session: str = "s", *rest: Any, subject: str = "u-1", tenant: str | None = None, age_ms: int = 0
+) -> list[Any]:
     """Return one entry of a packed record; `rest` is since_ms and pause_ms."""
     return [ref(session), subject, tenant, age_ms, *rest]
 
@@ -242,7 +245,9 @@ def seen(effects: Effects | OracleEffects) -> dict[str, Any]:
         "endings": [ending.model_dump() for ending in effects.endings],
         "warnings": sorted((w.model_dump() for w in effects.warnings), key=repr),
         "violations": sorted((v.model_dump() for v in effects.violations), key=repr),
-        "dead_letters": sorted(letters, key=lambda letter: (letter.offset, -1 if letter.entry is None else letter.entry)),
+        "dead_letters": sorted(
+            letters, key=lambda letter: (letter.offset, -1 if letter.entry is None else letter.entry)
+        ),
         "forwards": forwards,
         "ticked": effects.ticked,
     }
@@ -263,9 +268,23 @@ def _forward_seen(forward: Any) -> ForwardSeen:
     )
 
 
-def assert_same(engine: Effects, oracle: OracleEffects) -> None:
-    """Assert that engine and oracle say the same."""
-    assert seen(engine) == seen(oracle)
+def assert_same(engine: Effects, oracle: OracleEffects, where: str = "") -> None:
+    """Assert that engine and oracle say the same, and name what only one of them says."""
+    by_engine, by_oracle = seen(engine), seen(oracle)
+    if by_engine == by_oracle:
+        return
+    lines = [f"engine and oracle differ {where}"]
+    for kind in by_engine:
+        ours, theirs = _lines(by_engine[kind]), _lines(by_oracle[kind])
+        lines += [f"{kind}: engine only: {line}" for line in ours if line not in theirs]
+        lines += [f"{kind}: oracle only: {line}" for line in theirs if line not in ours]
+        if ours != theirs and sorted(ours) == sorted(theirs):
+            lines.append(f"{kind}: in another order: engine {ours}, oracle {theirs}")
+    raise AssertionError("\n".join(lines))
+
+
+def _lines(said: Any) -> list[str]:
+    return [str(one) for one in said] if isinstance(said, list) else [str(said)]
 
 
 class Partition:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lapse.schemas import Cause, partition_of
+
 from tests.engine.records import (
     Partition,
     at,
@@ -35,7 +36,9 @@ def two() -> Partition:
     return Partition(default_policy(IDLE, ABSOLUTE), partitions=2)
 
 
-def forwarded(record: dict[str, Any], offset: int, stamp: int, index: int | None = None, origin: int = 1) -> dict[str, Any]:
+def forwarded(
+    record: dict[str, Any], offset: int, stamp: int, index: int | None = None, origin: int = 1
+) -> dict[str, Any]:
     """Return a record as the owner of partition `origin` forwards it, `stamp` in ms after T0."""
     return record | {"forwarded": [origin, offset, index, at(stamp)]}
 

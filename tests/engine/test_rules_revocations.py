@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lapse.schemas import Cause
+
 from tests.engine.records import (
     Partition,
     at,
@@ -45,7 +46,9 @@ def test_a_revocation_ends_the_sessions_that_started_at_or_before_at_later_login
     p.add(1001, started("after", tenant="acme"))
     p.add(1500, revocation_ordered(1000, **SCOPES[scope]))
     assert sorted(e.session for e in p.endings) == [ref("at"), ref("before")]
-    assert {(e.cause, e.due_at, e.decided_at, e.revocation) for e in p.endings} == {("revoked", at(1000), at(1500), "r-1")}
+    assert {(e.cause, e.due_at, e.decided_at, e.revocation) for e in p.endings} == {
+        ("revoked", at(1000), at(1500), "r-1")
+    }
     assert p.is_live("after")
 
 

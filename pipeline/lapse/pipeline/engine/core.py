@@ -63,10 +63,15 @@ _SessionActivity = SessionStarted | SessionTouched | SessionRefreshed | SessionE
 class LogRecord(Protocol):
     """A record of the log, as aiokafka's ConsumerRecord has it."""
 
-    offset: int
-    timestamp: int
-    """Append time, epoch ms of the broker's clock."""
-    value: bytes | None
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def timestamp(self) -> int:
+        """Append time, epoch ms of the broker's clock."""
+
+    @property
+    def value(self) -> bytes | None: ...
 
 
 class PartitionEngine:
@@ -202,7 +207,7 @@ class PartitionEngine:
         except BadRecord as bad:
             self._dead_letter(bad.reason)
             record = None
-        if stamp >= next_at:
+        if stamp >= min(next_at, sessions.next_at):  # a forwarded record may have made something due
             sessions.settle(stamp, self._offset)
         if isinstance(record, PackedTouches):
             self._packed_with_bad_entries(record, stamp)
@@ -224,7 +229,7 @@ class PartitionEngine:
             if not isinstance(record, SessionStarted | SessionClosed):
                 sessions.violate(slot, subject, tenant, record.service, instant)
         elif isinstance(record, SessionClosed):
-            sessions.close(session, subject, tenant, instant, stamp, offset)
+            sessions.close(session, subject, tenant, instant, stamp, offset, sent_at)
         elif isinstance(record, SessionStarted):
             sessions.start(record, Touch(age_ms), stamp, offset, sent_at)
         elif isinstance(record, SessionRefreshed):
@@ -256,15 +261,14 @@ class PartitionEngine:
         """
         table = self.sessions.table
         slot = table.slot_of.get(session)
-        if slot is not None and (
-            table.state[slot] in (ENDED, BARRED) or (table.subjects[slot] == subject and table.tenants[slot] == tenant)
-        ):
+        live = slot is not None and table.is_live(slot)
+        if slot is not None and live and table.subjects[slot] == subject and table.tenants[slot] == tenant:
             return True
         partition = partition_of(subject, tenant, self.settings.partitions)
         if partition != self.settings.partition:
             self._forward(partition, entry)
             return False
-        if slot is not None:
+        if live:
             self._dead_letter(
                 "the session belongs to another subject: report it with the subject that it started with", entry
             )

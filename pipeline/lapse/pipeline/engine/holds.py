@@ -74,11 +74,14 @@ class Hold:
         return False
 
     def tick(self, stamp: int, tick: ClockTick) -> bool:
-        """Take in a valid tick of the current epoch; return whether it turned the hold off."""
+        """Take in a valid tick of the current epoch; return whether the hold is over with it."""
         if self.phase == "awaiting_tick":
             covers = stamp - tick.up_ms <= self.before_at
             self.phase = "awaiting_ack" if covers else "outage"
             self.tick_epoch, self.tick_mono_ms = tick.epoch, tick.mono_ms
+            if stamp >= self.jump_at + self.gap_grace_ms:  # the first tick came after all that a hold waits for
+                self.phase, self.ended_at = "none", self.jump_at + self.gap_grace_ms
+                return True
         elif self.phase == "awaiting_ack":
             shown = (
                 tick.epoch == self.tick_epoch

@@ -91,12 +91,14 @@ class Sessions:
         self.settled: list[SessionEnded] = []
         """Endings that are settled and not yet released by log time, in the order of their decisions."""
         self.effects = Effects()
-        self._delayed: list[int] = []  # slots whose idle ending the present hold delays
+        self._delayed: set[int] = set()  # slots whose idle ending the present hold delays
         self._forgets: list[tuple[int, int]] = []  # heap of (instant, slot) of ended and barred slots
 
     @property
     def next_at(self) -> int:
         """No record with a stamp below it has anything to settle or forget."""
+        if self.hold.held_through >= 0 and not self.hold.on:
+            return -1  # the first record after a hold settles what that delayed, and nothing later was delayed by it
         at = self.wheel.next_at
         if self._forgets and self._forgets[0][0] < at:
             at = self._forgets[0][0]
@@ -111,6 +113,8 @@ class Sessions:
             target = self._target(slot, stamp)
             if target <= at:
                 break
+            if self.hold.on and self._settle_at(slot) <= stamp:
+                self._delayed.add(slot)  # its last record made it due: the hold delays it from now on
             self.wheel.arm(slot, target)
             at = None
         ends_at = self.hold.ends_at
@@ -150,22 +154,22 @@ class Sessions:
         idle_over = stamp >= idle_due + self.settings.grace_ms
         if hold.on:
             if stamp >= absolute_due:
-                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset))
+                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset, held=idle_over))
                 return
             if idle_over:
-                self._delayed.append(slot)
+                self._delayed.add(slot)
                 self.wheel.arm(slot, absolute_due)
                 return
         elif idle_over or stamp >= absolute_due:
             delayed = idle_due + self.settings.grace_ms <= hold.held_through
             if absolute_due <= idle_due or (delayed and absolute_due <= hold.ended_at):
-                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset))
+                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset, held=delayed))
             else:
                 endings.append(self._end(slot, Cause.IDLE, idle_due, stamp, offset, held=delayed))
             return
         due = min(idle_due, absolute_due)
         warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-        if warn_before is not None and stamp >= due - warn_before and not table.warned.get(slot):
+        if warn_before is not None and stamp >= due - warn_before and table.warned.get(slot) != due:
             if due > stamp:
                 warnings.append(
                     SessionExpiring(
@@ -177,44 +181,42 @@ class Sessions:
                         in_ms=due - stamp,
                     )
                 )
-            table.warned[slot] = due > stamp
+            table.warned[slot] = due
             table.idle_ms[slot] = 0
             table.touch_chunk(slot)
-            self.wheel.arm(slot, min(idle_due + self.settings.grace_ms, absolute_due))
-        else:
-            self.wheel.arm(slot, self._target(slot, stamp))
+        self.wheel.arm(slot, self._target(slot, stamp))
 
     def _target(self, slot: int, stamp: int) -> int:
         """Return the instant at which a live slot has to be looked at."""
-        table = self.table
-        idle_due = table.idle_due_at(slot)
-        absolute_due = table.absolute_due_at[slot]
-        settle_at = min(idle_due + self.settings.grace_ms, absolute_due)
+        settle_at = self._settle_at(slot)
         if self.hold.on and settle_at <= stamp:
-            settle_at = absolute_due
+            settle_at = self.table.absolute_due_at[slot]
+        return min(settle_at, self._warn_at(slot, stamp))
+
+    def _settle_at(self, slot: int) -> int:
+        table = self.table
+        return min(table.idle_due_at(slot) + self.settings.grace_ms, table.absolute_due_at[slot], NEVER)
+
+    def _warn_at(self, slot: int, stamp: int) -> int:
+        """Return the instant at which to warn of a live slot's due; NEVER: not at all, or done, or the due is past."""
+        table = self.table
+        due = min(table.idle_due_at(slot), table.absolute_due_at[slot])
         warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-        if warn_before is not None and slot not in table.warned:
-            return min(settle_at, min(idle_due, absolute_due) - warn_before)
-        return settle_at
+        if warn_before is None or not stamp < due < NEVER or table.warned.get(slot) == due:
+            return NEVER
+        return due - warn_before
 
     def _moved(self, slot: int, stamp: int) -> None:
         """A live slot's due was moved by other than the hot path: arm it, and end its warning if it left the window."""
         table = self.table
-        idle_due = table.idle_due_at(slot)
-        absolute_due = table.absolute_due_at[slot]
-        settle_at = min(idle_due + self.settings.grace_ms, absolute_due)
-        warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-        warned = table.warned.get(slot)
-        if warn_before is None or warned is None or stamp < min(idle_due, absolute_due) - warn_before:
-            if warned is not None:
+        if slot in table.warned:
+            due = min(table.idle_due_at(slot), table.absolute_due_at[slot])
+            warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
+            if warn_before is None or stamp < due - warn_before:
                 del table.warned[slot]
                 table.derive(slot)
                 table.touch_chunk(slot)
-            if warn_before is not None:
-                settle_at = min(settle_at, min(idle_due, absolute_due) - warn_before)
-        elif not warned:
-            settle_at = min(settle_at, stamp)  # no warning was given yet: the next record looks again
-        self.wheel.arm(slot, max(settle_at, 0))
+        self.wheel.arm(slot, max(min(self._settle_at(slot), self._warn_at(slot, stamp)), 0))
 
     def _end(
         self,
@@ -276,8 +278,8 @@ class Sessions:
 
     # Activity
 
-    def touch(self, slot: int, touch: Touch, stamp: int, sent_at: int) -> bool:
-        """Apply a touch, repeated start or elevation to a live slot; return whether it counted.
+    def touch(self, slot: int, touch: Touch, stamp: int, sent_at: int) -> None:
+        """Apply a touch, repeated start or elevation to a live slot.
 
         Args:
             slot: a live slot.
@@ -285,6 +287,12 @@ class Sessions:
             stamp: of the record.
             sent_at: the stamp by which it must be in time: the record's own, or where it was forwarded the one it had.
         """
+        idle_due = self.table.idle_due_at(slot)
+        if self._count(slot, touch, stamp, sent_at) and (slot in self.table.warned or stamp >= idle_due):
+            self._moved(slot, stamp)  # nobody else looks at its new due in time to warn of it
+
+    def _count(self, slot: int, touch: Touch, stamp: int, sent_at: int) -> bool:
+        """Move last_seen_at if the activity is in time; return whether it moved."""
         table = self.table
         limits = table.classes.limits[table.class_of[slot]]
         idle_due = table.idle_due_at(slot)
@@ -297,11 +305,10 @@ class Sessions:
             self.counters["activities_late"] += 1
             return False
         seen_at = stamp - touch.age_ms + self._capped(slot, touch.hold_ms)
-        if seen_at > table.last_seen_at[slot]:
-            table.last_seen_at[slot] = seen_at
-            table.touch_chunk(slot)
-            if slot in table.warned:
-                self._moved(slot, stamp)
+        if seen_at <= table.last_seen_at[slot]:
+            return False
+        table.last_seen_at[slot] = seen_at
+        table.touch_chunk(slot)
         return True
 
     def start(self, record: SessionStarted, touch: Touch, stamp: int, offset: int, sent_at: int) -> None:
@@ -321,7 +328,7 @@ class Sessions:
         if slot is None or table.state[slot] == BARRED:
             self._begin(record.session, record.subject, kind, LIVE, instant, instant, stamp, offset)
         elif table.state[slot] == ADOPTED:
-            self.touch(slot, touch, stamp, sent_at)
+            self._count(slot, touch, stamp, sent_at)
             table.state[slot] = LIVE
             table.started_at[slot] = instant
             table.classify(slot, kind)
@@ -387,8 +394,14 @@ class Sessions:
         hold_max_ms = self.table.classes.limits[self.table.class_of[slot]].hold_max_ms
         return hold_ms if hold_max_ms is None else min(hold_ms, hold_max_ms)
 
-    def close(self, session: str, subject: str, tenant: str | None, instant: int, stamp: int, offset: int) -> None:
-        """Apply a close: of an unknown session, it is remembered as an ending without a record."""
+    def close(
+        self, session: str, subject: str, tenant: str | None, instant: int, stamp: int, offset: int, sent_at: int
+    ) -> None:
+        """Apply a close: of an unknown session, it is remembered as an ending without a record.
+
+        A close that was forwarded may come when the session is over at `stamp`. If it was too late where it was found
+        (`sent_at`), the session ends by its limit, which the close's own record then settles.
+        """
         table = self.table
         slot = table.slot_of.get(session)
         if slot is None:
@@ -396,10 +409,13 @@ class Sessions:
             heappush(self._forgets, (stamp + self.settings.ended_memory_ms, slot))
         elif table.is_live(slot):
             idle_due = table.idle_due_at(slot)
-            cause, due_at = (
-                (Cause.IDLE, idle_due) if instant >= idle_due and not self.hold.on else (Cause.CLOSED, instant)
-            )
-            self.settled.append(self._end(slot, cause, due_at, stamp, offset))
+            release_at = idle_due + self.settings.grace_ms
+            if max(instant, sent_at) < table.absolute_due_at[slot] and (
+                self.hold.on or (instant < idle_due and sent_at < release_at)
+            ):
+                self.settled.append(self._end(slot, Cause.CLOSED, instant, stamp, offset))
+            elif stamp < min(release_at, table.absolute_due_at[slot]):
+                self.settled.append(self._end(slot, Cause.IDLE, idle_due, stamp, offset))
 
     def violate(self, slot: int, subject: str, tenant: str | None, service: str, instant: int) -> None:
         """Take in activity of an ended session: a violation when a service accepted it well after the end."""
@@ -486,13 +502,8 @@ class Sessions:
         """Build what is derived, after the table and the cutoffs were loaded."""
         table = self.table
         table.index()
-        grace_ms = self.settings.grace_ms
         for slot in table.live_slots():
-            at = min(table.idle_due_at(slot) + grace_ms, table.absolute_due_at[slot])
-            warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-            if warn_before is not None and not table.warned.get(slot):
-                at = min(at, min(table.idle_due_at(slot), table.absolute_due_at[slot]) - warn_before)
-            self.wheel.arm(slot, min(max(at, 0), NEVER))
+            self.wheel.arm(slot, max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0))
         for slot, state in enumerate(table.state):
             if state in (ENDED, BARRED):
                 heappush(self._forgets, (self._forgotten_at(slot), slot))

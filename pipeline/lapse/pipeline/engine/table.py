@@ -28,7 +28,7 @@ Chunk layout (lapse.state, key "c" + chunk number in decimal), little-endian:
                 {"r": [references], "s": [subjects],
                  "c": [[tenant, service, policy, [[attribute, value], ...], token_life_ms], ...]: the classes,
                  "b": {slot: revocation id}, "v": {slot: [services reported as violating]},
-                 "w": {slot: whether its warning was given}, "t": {slot: tenant, where it has no class}}
+                 "w": {slot: due that was warned of}, "t": {slot: tenant, where it has no class}}
 
 A chunk with nobody in it is written with n = 0, never as a tombstone: no meaning rests on a tombstone.
 """
@@ -80,8 +80,8 @@ class SessionTable:
         self.class_of = array("i")
         self.barred: dict[int, str] = {}
         self.violators: dict[int, list[str]] = {}
-        self.warned: dict[int, bool] = {}
-        """Slots within their warning window, and whether their warning was given (not: time jumped past their due)."""
+        self.warned: dict[int, int] = {}
+        """Slots within their warning window, and the due that was warned of, or that time jumped past."""
         self.by_subject = SubjectIndex(self.subjects)
         """The live slots by subject."""
         self.dirty = bytearray()
@@ -267,7 +267,7 @@ class SessionTable:
         self.last_seen_at[first : first + n] = last_seen
         self.sessions[first : first + n] = names["r"]
         self.subjects[first : first + n] = names["s"]
-        self.warned.update((first + int(index), given) for index, given in names["w"].items())
+        self.warned.update((first + int(index), due) for index, due in names["w"].items())
         self.barred.update((first + int(index), revocation) for index, revocation in names["b"].items())
         self.violators.update((first + int(index), services) for index, services in names["v"].items())
         for index, tenant in names["t"].items():
