@@ -1,3 +1,6 @@
+"""`python -m lapse.pipeline.cli`: the program where its script is not on the path."""
+
 from lapse.pipeline.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
