@@ -17,7 +17,8 @@ from typing import Any
 
 from lapse.pipeline.engine import EngineSettings
 
-from tests.engine.oracle import Live, Oracle, OracleEffects
+from tests.engine.oracle import Oracle
+from tests.engine.oracle_facts import Live, OracleEffects
 from tests.engine.records import (
     T0,
     JsonObject,

@@ -15,13 +15,12 @@ Order of work for one record, `s` being its stamp:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import orjson
 
-from lapse.pipeline.engine import EngineSettings
+from lapse.pipeline.engine import EngineSettings, LogRecord
 from lapse.schemas import (
     DURATION_MAX_MS,
     BadRecord,
@@ -48,155 +47,30 @@ from lapse.schemas import (
     verify,
 )
 
-__all__ = ["ForwardSeen", "LetterSeen", "Live", "Oracle", "OracleEffects"]
+from tests.engine.oracle_facts import (
+    BUILT_IN,
+    NEVER,
+    Cutoff,
+    Ended,
+    ForwardSeen,
+    Hold,
+    LetterSeen,
+    Limits,
+    Live,
+    OracleEffects,
+    Touch,
+    limits_of,
+    scope_of,
+    touch_of,
+    touch_of_entry,
+)
 
-NEVER = 1 << 200  # later than any instant a record can name
+__all__ = ["Oracle"]
+
 DAY_MS = 86_400_000
-ACKNOWLEDGED_WITHIN_MS = 1000
-
-
-class LogRecord(Protocol):
-    """What the oracle reads of a record of the log."""
-
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LetterSeen:
-    """Which record, or entry of a packed one, goes to the dead letters; the reason's wording is the engine's."""
-
-    offset: int
-    entry: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardSeen:
-    """One activity to be appended to another partition, before its ages are grown."""
-
-    partition: int
-    kind: str
-    session: str
-    subject: str
-    tenant: str | None
-    age_ms: int
-    forwarded: tuple[int, int, int | None, int]
-    stamp: int
-
-
-@dataclass(slots=True)
-class OracleEffects:
-    """What one record caused."""
-
-    endings: list[SessionEnded] = field(default_factory=list)
-    warnings: list[SessionExpiring] = field(default_factory=list)
-    violations: list[Violation] = field(default_factory=list)
-    dead_letters: list[LetterSeen] = field(default_factory=list)
-    forwards: list[ForwardSeen] = field(default_factory=list)
-    ticked: bool = False
-
-    def extend(self, other: OracleEffects) -> None:
-        """Append what a later record caused."""
-        self.endings += other.endings
-        self.warnings += other.warnings
-        self.violations += other.violations
-        self.dead_letters += other.dead_letters
-        self.forwards += other.forwards
-        self.ticked = self.ticked or other.ticked
-
-
-@dataclass(slots=True)
-class Live:
-    """A session that has not ended."""
-
-    session: str
-    subject: str
-    tenant: str | None
-    service: str
-    started_at: int
-    last_seen_at: int
-    adopted: bool
-    policy: str | None = None
-    attributes: dict[str, str] = field(default_factory=dict)
-    token_life_ms: int | None = None
-    warned_due: int | None = None
-
-
-@dataclass(slots=True)
-class Ended:
-    """A session that has ended and is still remembered."""
-
-    decided_at: int
-    accepted_by: set[str] = field(default_factory=set)  # services that a violation was told of
-
-
-@dataclass(slots=True)
-class Cutoff:
-    """A revocation of a subject, a tenant or everyone, kept for what arrives late."""
-
-    id: str
-    at: int
-    covers: Callable[[str, str | None], bool]
-
-
-@dataclass(slots=True)
-class Hold:
-    """A time in which idle endings wait, since the log may have been away."""
-
-    jump_at: int
-    before_at: int
-    phase: str = "await tick"  # then "await ack", then "outage" or "off"
-    until: int | None = None
-    epoch: int = -1
-    mono_ms: int = 0
-    seen_at: int = 0  # the latest stamp inside the hold
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The strictest value of each limit over the policies of one session; None is no limit."""
-
-    idle_ms: int | None
-    absolute_ms: int | None
-    warn_before_ms: int | None
-    hold_max_ms: int | None
-    token_life_ms: int | None
-    policy: str
-    version: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Touch:
-    """An activity that may move last_seen: a touch, a start, an elevation."""
-
-    kind: str
-    session: str
-    subject: str
-    tenant: str | None
-    service: str
-    age_ms: int
-    since_ms: int | None = None
-    pause_ms: int | None = None
-    hold_ms: int | None = None
-    session_age_ms: int | None = None
-    start: SessionStarted | None = None
 
 
 Activity = SessionStarted | SessionTouched | SessionRefreshed | SessionElevated | SessionClosed
-
-BUILT_IN = Policy(
-    name="default",
-    idle_ms=1_800_000,
-    absolute_ms=28_800_000,
-    warn_before_ms=None,
-    hold_max_ms=3_600_000,
-    token_life_ms=None,
-    match=None,
-)
 
 
 class Oracle:
@@ -280,21 +154,8 @@ class Oracle:
             return
         self.epoch = tick.epoch
         self._effects.ticked = True
-        hold = self.hold
-        if hold is None:
-            return
-        if hold.phase == "await tick":
-            hold.until = hold.jump_at + self.settings.gap_grace_ms
-            hold.epoch, hold.mono_ms = tick.epoch, tick.mono_ms
-            hold.phase = "await ack" if s - tick.up_ms <= hold.before_at else "outage"
-        elif hold.phase == "await ack":
-            acknowledged = (
-                tick.epoch == hold.epoch
-                and tick.prev_ms == hold.mono_ms
-                and tick.ack_ms is not None
-                and 0 <= tick.ack_ms - hold.mono_ms <= ACKNOWLEDGED_WITHIN_MS
-            )
-            hold.phase = "off" if acknowledged else "outage"
+        if self.hold is not None:
+            self.hold.take(tick, s, self.settings.gap_grace_ms)
 
     # What is over.
 
@@ -423,16 +284,7 @@ class Oracle:
             except BadRecord:
                 self._letter(offset, index)
                 continue
-            touch = Touch(
-                kind="session.touched",
-                session=entry.session,
-                subject=entry.subject,
-                tenant=entry.tenant,
-                service=packed.service,
-                age_ms=entry.age_ms,
-                since_ms=entry.since_ms,
-                pause_ms=entry.pause_ms,
-            )
+            touch = touch_of_entry(entry, packed.service)
             home = partition_of(touch.subject, touch.tenant, self.settings.partitions)
             if home == self.settings.partition:
                 self._touch(touch, s, s, offset, index)
@@ -479,23 +331,7 @@ class Oracle:
             if self._belongs(activity, offset, None) and activity.session in self.ended:
                 self._violation(activity, self._instant(activity.age_ms, s))
         else:
-            self._touch(self._as_touch(activity), s, in_time_at, offset, None)
-
-    def _as_touch(self, activity: SessionStarted | SessionTouched | SessionElevated) -> Touch:
-        touched = activity if isinstance(activity, SessionTouched) else None
-        return Touch(
-            kind=activity.type,
-            session=activity.session,
-            subject=activity.subject,
-            tenant=activity.tenant,
-            service=activity.service,
-            age_ms=activity.age_ms,
-            since_ms=touched.since_ms if touched else None,
-            pause_ms=touched.pause_ms if touched else None,
-            hold_ms=touched.hold_ms if touched else None,
-            session_age_ms=None if isinstance(activity, SessionStarted) else activity.session_age_ms,
-            start=activity if isinstance(activity, SessionStarted) else None,
-        )
+            self._touch(touch_of(activity), s, in_time_at, offset, None)
 
     def _instant(self, age_ms: int, s: int) -> int:
         return s - self._clamped(age_ms)
@@ -636,39 +472,21 @@ class Oracle:
             return
         kept = self.cutoffs.get(order.id)
         at = at if kept is None else min(at, kept.at)
-        cutoff = self.cutoffs[order.id] = Cutoff(order.id, at, _scope(order))
+        cutoff = self.cutoffs[order.id] = Cutoff(order.id, at, scope_of(order))
         for session in sorted(self.live.values(), key=lambda live: live.session):
             if cutoff.covers(session.subject, session.tenant) and session.started_at <= at:
                 self._end(session, Cause.REVOKED, at, s, offset, revocation=order.id)
 
     # Policies.
 
+    def limits(self, session: Live) -> Limits:
+        """Return the limits in force for a session."""
+        return limits_of(self.policies, session)
+
     def _adopt_policy(self, policy: Policy, version: int) -> None:
         _, in_force = self.policies.get(policy.name, (None, None))
         if in_force is None or version > in_force:
             self.policies[policy.name] = (policy, version)
-
-    def limits(self, session: Live) -> Limits:
-        """Return the strictest value of each limit over the policies that hold for a session now."""
-        matching = sorted(name for name, (policy, _) in self.policies.items() if _matches(policy, session))
-        if session.policy is not None:
-            base = session.policy if session.policy in self.policies else "default"
-        else:
-            base = matching[0] if matching else "default"
-        chosen = [self.policies[name][0] for name in {base, *matching}]
-
-        def strictest(limit: str) -> int | None:
-            return min((v for p in chosen if (v := getattr(p, limit)) is not None), default=None)
-
-        return Limits(
-            idle_ms=strictest("idle_ms"),
-            absolute_ms=strictest("absolute_ms"),
-            warn_before_ms=strictest("warn_before_ms"),
-            hold_max_ms=strictest("hold_max_ms"),
-            token_life_ms=strictest("token_life_ms"),
-            policy=base,
-            version=self.policies[base][1],
-        )
 
     def _letter(self, offset: int, entry: int | None) -> None:
         self._effects.dead_letters.append(LetterSeen(offset, entry))
@@ -690,22 +508,3 @@ class Oracle:
                 instants.append(due - before)
         earliest = min(instants, default=NEVER)
         return None if earliest >= NEVER else earliest
-
-
-def _scope(order: Revocation) -> Callable[[str, str | None], bool]:
-    if order.subject is not None:
-        return lambda subject, tenant: (tenant, subject) == (order.tenant, order.subject)
-    if order.tenant is not None:
-        return lambda subject, tenant: tenant == order.tenant
-    return lambda subject, tenant: True
-
-
-def _matches(policy: Policy, session: Live) -> bool:
-    match = policy.match
-    if match is None or (match.tenant is None and match.service is None and not match.attributes):
-        return False
-    if match.tenant is not None and session.tenant not in match.tenant:
-        return False
-    if match.service is not None and session.service not in match.service:
-        return False
-    return all(session.attributes.get(key) in values for key, values in (match.attributes or {}).items())

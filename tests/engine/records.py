@@ -18,7 +18,8 @@ import orjson
 from lapse.pipeline.engine import Effects, EngineSettings, PartitionEngine
 from lapse.schemas import SessionEnded, SessionExpiring, Violation, partition_of, sign
 
-from tests.engine.oracle import ForwardSeen, LetterSeen, Oracle, OracleEffects
+from tests.engine.oracle import Oracle
+from tests.engine.oracle_facts import ForwardSeen, LetterSeen, OracleEffects
 
 __all__ = [
     "EPOCH",

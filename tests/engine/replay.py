@@ -9,7 +9,7 @@ from typing import Any
 from lapse.pipeline.engine import EngineSettings, PartitionEngine
 
 from tests.engine.histories import Step
-from tests.engine.oracle import OracleEffects
+from tests.engine.oracle_facts import OracleEffects
 from tests.engine.records import assert_same
 
 __all__ = ["compacted", "replay"]
