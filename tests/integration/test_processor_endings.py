@@ -1,8 +1,8 @@
 """Goal: whatever becomes of a worker, each session ends once, on time, with the same record: none early, none missed.
 
 Method: real workers on a real broker under a steady traffic of short sessions; they are stopped, killed and frozen
-meanwhile. Afterwards the raw activity topic is recomputed by code that shares nothing with the engine, and compared with
-every record of the expiries topic.
+meanwhile. Afterwards the raw activity topic is recomputed by code that shares nothing with the engine, and compared
+with every record of the expiries topic.
 """
 
 from __future__ import annotations

@@ -46,6 +46,9 @@ _AGENT_BATCHES: Final = 16
 class BatchScheduler(SchedulingStrategyT):
     """Gives Faust one message a partition and fetch: its last record, with the list of all as the value."""
 
+    def __init__(self) -> None:
+        """It keeps nothing; Faust makes one itself."""
+
     def iterate(self, records: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, Any]]:
         """Yield (partition, message). Faust keeps the last offset as its read position."""
         for tp, batch in records.items():

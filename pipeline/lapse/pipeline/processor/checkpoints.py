@@ -57,6 +57,7 @@ class StateWriter:
         self._group = group
         self._partition = partition
         self._name = transactional_id(group, partition)
+        self._failed: Fenced | RuntimeFault | None = None
         self._producer = AIOKafkaProducer(
             bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
             client_id=self._name,
@@ -87,15 +88,17 @@ class StateWriter:
             Fenced: another owner has begun; nothing of this checkpoint is there.
             RuntimeFault: it did not come through in time; whether it is there is not known.
         """
+        if self._failed is not None:
+            raise self._failed
         try:
             async with asyncio.timeout(deadline_s):
                 await self._transaction(checkpoint, revocations)
         except (ProducerFenced, InvalidProducerEpoch) as fenced:
-            raise Fenced(f"{self._name} is fenced: another worker owns the partition") from fenced
-        except (KafkaError, TimeoutError, AssertionError) as broken:
-            raise RuntimeFault(
-                f"{self._name}: a checkpoint at offset {checkpoint.offset} failed: {broken!r}"
-            ) from broken
+            self._failed = Fenced(f"{self._name} is fenced: another worker owns the partition")
+            raise self._failed from fenced
+        except (KafkaError, TimeoutError) as broken:
+            self._failed = RuntimeFault(f"{self._name}: a checkpoint at offset {checkpoint.offset} failed: {broken!r}")
+            raise self._failed from broken
 
     async def stop(self) -> None:
         """Disconnect. An open transaction is left to the successor, whose start aborts it."""
