@@ -62,7 +62,7 @@ class Child:
                 sys.executable,
                 *arguments,
                 cwd=directory,
-                env=inherited | environment,
+                env={**inherited, **environment},
                 stdin=asyncio.subprocess.PIPE if first_line is not None else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if first_line is not None else file,
                 stderr=file,

@@ -26,7 +26,6 @@ _BACKLOG: Final = 512  # connections that may wait to be taken: all people may c
 # Longer than anybody pauses: a connection that the server closes just as a request is sent costs that request.
 _KEEP_ALIVE_S: Final = 60
 _LEAVE_S: Final = 2
-_POLL_S: Final = 0.01
 
 
 def main() -> None:
@@ -34,6 +33,16 @@ def main() -> None:
     task = ServiceTask(**orjson.loads(sys.stdin.buffer.readline()))
     with Account(Path(task.account)) as account:
         asyncio.run(_serve(task, account))
+
+
+class _TellingServer(uvicorn.Server):
+    """Says where it serves, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            sys.stdout.write(orjson.dumps({"port": sockets[0].getsockname()[1]}).decode() + "\n")
+            sys.stdout.flush()
 
 
 async def _serve(task: ServiceTask, account: Account) -> None:
@@ -47,14 +56,9 @@ async def _serve(task: ServiceTask, account: Account) -> None:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LEAVE_S,
     )
-    server = uvicorn.Server(config)
+    server = _TellingServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(_until_abandoned())
-    while not server.started and not serving.done():
-        await asyncio.sleep(_POLL_S)
-    if server.started:
-        sys.stdout.write(orjson.dumps({"port": listener.getsockname()[1]}).decode() + "\n")
-        sys.stdout.flush()
     await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving
