@@ -182,7 +182,7 @@ class Oracle:
         idle, absolute = self.dues(session)
         releasable = idle + self.settings.grace_ms
         if self.hold is not None:
-            return (Cause.ABSOLUTE, absolute, releasable <= s) if s >= absolute else None
+            return (Cause.ABSOLUTE, absolute, releasable < absolute) if s >= absolute else None
         if s < min(releasable, absolute):
             return None
         held = self.lifted is not None and releasable <= self.lifted.seen_at  # a record of the hold would have ended it

@@ -199,6 +199,7 @@ def test_absolute_endings_are_never_held() -> None:
     p = until_8000(absolute_ms=9000)
     p.add(12_000, touched("other"))
     assert (p.ending.cause, p.ending.due_at, p.ending.decided_at) == (Cause.ABSOLUTE, at(9000), at(12_000))
+    assert not p.ending.held
 
 
 def test_revocations_are_never_held() -> None:

@@ -154,7 +154,8 @@ class Sessions:
         idle_over = stamp >= idle_due + self.settings.grace_ms
         if hold.on:
             if stamp >= absolute_due:
-                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset, held=idle_over))
+                delayed = idle_due + self.settings.grace_ms < absolute_due
+                endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset, held=delayed))
                 return
             if idle_over:
                 self._delayed.add(slot)
