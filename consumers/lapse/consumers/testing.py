@@ -226,7 +226,7 @@ class MemoryFeed:
     def _begin(self, reader: _Reader) -> None:
         for source in ("expiries", "revocations"):
             ends = [len(self._log[source, partition]) for partition in range(self._partitions)]
-            reader.intake.begin(source, ends, [0] * self._partitions, self.clock())
+            reader.intake.begin(source, ends, [0] * self._partitions)
 
     def _deliver(self) -> None:
         if not self.broker_runs:
@@ -241,7 +241,7 @@ class MemoryFeed:
                     reader.positions[source, partition] = len(log)
                     reader.intake.apply(source, partition, log[position:], now)
             for source in ("expiries", "revocations"):
-                reader.intake.freshness.proven(source, now, now)
+                reader.intake.freshness.proven(source, now)
 
 
 class _MemoryBatch:

@@ -20,8 +20,9 @@ an interval counted from the sending it is not: touches at 0, 0.1 and 5.05 s, in
 touched densely costs one record an interval, and no pattern costs more than two an interval on average
 (records k and k + 2 are more than an interval apart, for each tells of an instant after the sending of the one before).
 
-What waited longer than an interval (the log was away) says what it stands for: `since_ms` and `pause_ms`. Otherwise all
-touches of the span were within one interval of each other and of the last told instant, which is below idle.
+A span whose latest touch is within an interval of the last told instant is in time whatever happens, so its age says
+all. Any other span of more than one touch (the log was away, or a batch was in flight when a silent session came back)
+says what it stands for: `since_ms` and `pause_ms`; else a touch past due would hide the one in time that it joined.
 """
 
 import heapq
@@ -65,12 +66,16 @@ class Track:
 
 
 class Touch(NamedTuple):
-    """A span that was taken: all touches of one session from `first` to `latest`, monotonic ms."""
+    """A span that was taken: all touches of one session from `first` to `latest`, monotonic ms.
+
+    `told` is the newest instant that the log had been told before it.
+    """
 
     track: Track
     first: float
     latest: float
     pause: float
+    told: float | None
 
     def age_ms(self, now: float) -> int:
         """Return the age of the latest touch at `now`, 0 to AGE_MAX_MS."""
@@ -78,7 +83,9 @@ class Touch(NamedTuple):
 
     def stands_for(self, now: float, touch_interval_ms: float) -> tuple[int, int] | None:
         """Return (since_ms, pause_ms) at `now`, or None where they say nothing that the age does not say."""
-        if self.first == self.latest or now - self.first <= touch_interval_ms:
+        if self.first == self.latest:
+            return None
+        if self.told is not None and self.latest - self.told <= touch_interval_ms:
             return None
         return _age(now, self.first), min(int(self.pause), AGE_MAX_MS)
 
@@ -201,7 +208,7 @@ class Coalescer:
                 continue
             track.state = _State.FLYING
             track.waiting = False
-            touches.append(Touch(track, track.first, track.latest, track.pause))
+            touches.append(Touch(track, track.first, track.latest, track.pause, track.told))
         return touches
 
     def landed(self, touches: Sequence[Touch]) -> None:
@@ -213,7 +220,7 @@ class Coalescer:
 
     def lost(self, touches: Sequence[Touch]) -> None:
         """Note that the spans may not stand in the log: they join what has come since, and are ready again."""
-        for track, first, latest, pause in touches:
+        for track, first, latest, pause, _ in touches:
             if track.waiting:
                 track.pause = max(pause, track.first - latest, track.pause)
             else:

@@ -122,7 +122,7 @@ class _Tail:
                 await self._follow()
             except (_Astray, *_RESTARTING) as error:
                 reason = f"{self._topic}: {type(error).__name__.lstrip('_')} {error}".strip()
-                self._intake.lose(self._source, reason, self._clock())
+                self._intake.lose(self._source, reason)
                 _log.warning("the guard starts over with %s", reason)
             backoff_s = min(2 * backoff_s, _BACKOFF_S[1]) if time.monotonic() - started_at < 60 else _BACKOFF_S[0]
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -174,7 +174,6 @@ class _Tail:
             self._source,
             [ends[partition] for partition in partitions],
             [self._positions[partition] for partition in partitions],
-            self._moved_at,
         )
         self._prove()
         return partitions
@@ -190,18 +189,18 @@ class _Tail:
             self._positions[partition] = records[-1].offset + 1
             self._moved_at = now
         if self._proof is not None:
-            await self._pass_over(consumer, now)
+            await self._pass_over(consumer)
             self._prove()
         # Without data getmany has waited; with data it may not have, and the service's own tasks must get their turn.
         await asyncio.sleep(0)
 
-    async def _pass_over(self, consumer: AIOKafkaConsumer, now: float) -> None:
+    async def _pass_over(self, consumer: AIOKafkaConsumer) -> None:
         """Move past offsets that hold no record any more, where that is all that is left."""
         for partition, position in self._positions.items():
             reached = await consumer.position(partition)
             if reached > position:
                 self._positions[partition] = reached
-                self._intake.reached(self._source, partition.partition, reached, now)
+                self._intake.reached(self._source, partition.partition, reached)
 
     def _prove(self) -> None:
         """Close the open proof once everything up to its ends is applied."""
@@ -209,7 +208,7 @@ class _Tail:
             asked_at, ends = self._proof
             if all(self._positions[partition] >= end for partition, end in ends.items()):
                 self._proof = None
-                self._intake.freshness.proven(self._source, asked_at, self._clock())
+                self._intake.freshness.proven(self._source, asked_at)
 
     async def _ask_for_ends(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
         """Step 3. Ends by raising only."""

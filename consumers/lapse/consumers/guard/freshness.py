@@ -12,10 +12,10 @@ Theory of operation. Knowledge is as old as its oldest part; the worst partition
     3. each partition of lapse.revocations was read up to an end offset that was asked for less than `stale_after_ms`
        ago. There is no watermark there, for revocations must work when no processor runs.
 
-The log's time now is the newest watermark's `as_of` plus what the monotonic clock says has passed since it came; the
-best of all watermarks counts, discounted by DRIFT, so that one that came late, or a batch that lay in a socket while
-the service's loop was blocked, is seen as late. What that cannot show (all partitions were behind before the guard
-started) the watermark's own stamp does: `stamp - as_of` is how far its processor was behind when it wrote it.
+The log's time now is a watermark's append time plus what the monotonic clock says has passed since it was received;
+the best of all watermarks counts, discounted by DRIFT, so that one that came late, or a batch that lay in a socket
+while the service's loop was blocked, is seen as late. An age is that time minus the partition's `as_of`: how long ago
+its last watermark came, plus how far that lagged, by its way here or because its processor was behind in writing it.
 
 A watermark read from before the assignment says nothing: how long ago it was appended is not known. A restarted guard
 is therefore fresh after at most one watermark's interval (a second).
@@ -47,15 +47,6 @@ class _Progress:
     proven_at: float = -inf  # all partitions were read up to ends that were asked for then
 
 
-@dataclass(slots=True)
-class _Mark:
-    """The newest watermark of one partition."""
-
-    as_of: int
-    at: float
-    behind: int
-
-
 class Freshness:
     """The freshness of one guard; see the module.
 
@@ -71,7 +62,7 @@ class Freshness:
     def __init__(self, stale_after_ms: int, at: float) -> None:
         self._stale_after = stale_after_ms
         self._progress: dict[Source, _Progress] = {"expiries": _Progress(), "revocations": _Progress()}
-        self._marks: dict[int, _Mark] = {}
+        self._as_of: dict[int, int] = {}  # the newest watermark of each partition
         self._offset = -inf  # the log's time minus the monotonic clock's, at least
         self._offset_at = at
         self._unreadable: dict[Source, str] = {}
@@ -91,47 +82,47 @@ class Freshness:
     @property
     def log_time(self) -> int | None:
         """Return what log time has certainly reached in all partitions, epoch ms, or None while that is not known."""
-        if not self.caught_up or len(self._marks) < len(self._progress["expiries"].ends):
+        if not self.caught_up or len(self._as_of) < len(self._progress["expiries"].ends):
             return None
-        return min((mark.as_of for mark in self._marks.values()), default=None)
+        return min(self._as_of.values(), default=None)
 
-    def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int], at: float) -> None:
+    def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int]) -> None:
         """Note that a topic is read from its start, up to these end offsets at least."""
         self._progress[source] = _Progress(ends=tuple(ends), positions=list(positions))
         self._unreadable.pop(source, None)
         self._lost[source] = "not read to the end yet"
         if source == "expiries":
-            self._marks.clear()
+            self._as_of.clear()
             self._offset = -inf
-        self._catch_up(source, self._progress[source], at)
-        self._renew(at)
+        self._catch_up(source, self._progress[source])
+        self._renew()
 
-    def lose(self, source: Source, reason: str, at: float) -> None:
+    def lose(self, source: Source, reason: str) -> None:
         """Note that what is read of a topic can no longer be relied on, until it is begun anew."""
         self._progress[source] = _Progress()
         self._lost[source] = reason
         if source == "expiries":
-            self._marks.clear()
-        self._renew(at)
+            self._as_of.clear()
+        self._renew()
 
-    def unreadable(self, source: Source, reason: str, at: float) -> None:
+    def unreadable(self, source: Source, reason: str) -> None:
         """Note a record that cannot be read: what it says is not known, until the topic is begun anew."""
         self._unreadable.setdefault(source, reason)
-        self._renew(at)
+        self._renew()
 
-    def reached(self, source: Source, partition: int, position: int, at: float) -> None:
+    def reached(self, source: Source, partition: int, position: int) -> None:
         """Note that a partition has been applied up to (not including) the offset."""
         progress = self._progress[source]
         if partition < len(progress.positions):
             progress.positions[partition] = max(progress.positions[partition], position)
             if not progress.caught_up:
-                self._catch_up(source, progress, at)
+                self._catch_up(source, progress)
 
-    def proven(self, source: Source, asked_at: float, at: float) -> None:
+    def proven(self, source: Source, asked_at: float) -> None:
         """Note that all partitions were applied up to the end offsets that were asked for at `asked_at`."""
         progress = self._progress[source]
         progress.proven_at = max(progress.proven_at, asked_at)
-        self._renew(at)
+        self._renew()
 
     def watermark(self, partition: int, offset: int, as_of: int, stamp: int, at: float) -> None:
         """Note a watermark, received at `at`.
@@ -142,39 +133,35 @@ class Freshness:
         progress = self._progress["expiries"]
         if partition >= len(progress.ends) or offset < progress.ends[partition]:
             return  # appended before the assignment
-        known = self._marks.get(partition)
-        if known is None or as_of >= known.as_of:
-            self._marks[partition] = _Mark(as_of, at, max(0, stamp - as_of))
-        self._offset = max(self._offset_now(at), as_of - at)
+        self._as_of[partition] = max(self._as_of.get(partition, as_of), as_of)
+        # An owner whose log time is ahead of the broker's clock (it was set back) is believed: log time is what counts.
+        discounted = self._offset - DRIFT * (at - self._offset_at)
+        self._offset = max(discounted, max(stamp, as_of) - at)
         self._offset_at = at
-        self._renew(at)
+        self._renew()
 
     def stale_ms(self, now: float) -> int:
         """Return how old the guard's knowledge is: from stale_after_ms on it is stale."""
         age = max(0, int(now - self._known_at))
         return max(age, self._stale_after) if self.fresh_until == -inf else age
 
-    def _catch_up(self, source: Source, progress: _Progress, at: float) -> None:
+    def _catch_up(self, source: Source, progress: _Progress) -> None:
         if all(position >= end for position, end in zip(progress.positions, progress.ends, strict=True)):
             progress.caught_up = True
             self._lost.pop(source, None)
-            self._renew(at)
+            self._renew()
 
-    def _offset_now(self, now: float) -> float:
-        return self._offset - DRIFT * (now - self._offset_at)
-
-    def _renew(self, at: float) -> None:
-        """Compute fresh_until anew; the drift until then is below DRIFT * stale_after_ms, 5 ms."""
-        self.fresh_until = self._fresh_until(at)
+    def _renew(self) -> None:
+        """Compute fresh_until anew."""
+        self.fresh_until = self._fresh_until()
         if self.fresh_until != -inf:
             self._known_at = self.fresh_until - self._stale_after
 
-    def _fresh_until(self, at: float) -> float:
+    def _fresh_until(self) -> float:
         partitions = len(self._progress["expiries"].ends)
-        if not self.caught_up or self._unreadable or self._lost or len(self._marks) < partitions:
+        if not self.caught_up or self._unreadable or self._lost or len(self._as_of) < partitions:
             return -inf
-        offset = self._offset_now(at)
         known_at = self._progress["revocations"].proven_at
-        for mark in self._marks.values():
-            known_at = min(known_at, mark.as_of - offset, mark.at - mark.behind)
+        if self._as_of:
+            known_at = min(known_at, min(self._as_of.values()) - self._offset)
         return known_at + self._stale_after

@@ -80,15 +80,15 @@ class Intake:
         self._history: dict[Source, tuple[int, ...]] = {}  # the ends at the guard's start: news is what comes after
         self._forgotten_at: int | None = None
 
-    def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int], at: float) -> None:
+    def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int]) -> None:
         """Note that a topic is read from `positions` on; the ends were taken after the assignment."""
         self._history.setdefault(source, tuple(ends))
         self.positions[source] = list(positions)
-        self.freshness.begin(source, ends, positions, at)
+        self.freshness.begin(source, ends, positions)
 
-    def lose(self, source: Source, reason: str, at: float) -> None:
+    def lose(self, source: Source, reason: str) -> None:
         """Note that the topic is not followed any more; what is known stays."""
-        self.freshness.lose(source, reason, at)
+        self.freshness.lose(source, reason)
 
     def apply(self, source: Source, partition: int, records: Iterable[LogRecord], at: float) -> None:
         """Apply records of one partition, in log order, received at `at` (monotonic ms)."""
@@ -100,14 +100,14 @@ class Intake:
                 else:
                     self._apply_revocation(partition, record, at)
             except BadRecord as fault:
-                self._refuse(source, partition, record, fault.reason, at)
+                self._refuse(source, partition, record, fault.reason)
             position = record.offset + 1
-        self.reached(source, partition, position, at)
+        self.reached(source, partition, position)
 
-    def reached(self, source: Source, partition: int, position: int, at: float) -> None:
+    def reached(self, source: Source, partition: int, position: int) -> None:
         """Note that the partition has been applied up to the offset; records that are gone are passed over so."""
         self.positions[source][partition] = position
-        self.freshness.reached(source, partition, position, at)
+        self.freshness.reached(source, partition, position)
 
     def _apply_expiry(self, partition: int, record: LogRecord, at: float) -> None:
         if record.value is None:
@@ -156,10 +156,10 @@ class Intake:
             return False, 0
         return True, self.hooks.scope_cut(scope, order)
 
-    def _refuse(self, source: Source, partition: int, record: LogRecord, reason: str, at: float) -> None:
+    def _refuse(self, source: Source, partition: int, record: LogRecord, reason: str) -> None:
         topic = self._topics[source]
         self.unreadable += 1
-        self.freshness.unreadable(source, f"{topic}/{partition} offset {record.offset} is unreadable: {reason}", at)
+        self.freshness.unreadable(source, f"{topic}/{partition} offset {record.offset} is unreadable: {reason}")
         self.dead_letters.append(DeadLetter.of(topic, partition, record.offset, record.value, reason))
         _log.error(
             "%s/%d offset %d cannot be read, the guard is stale until it is upgraded or restarted without it: %s",
