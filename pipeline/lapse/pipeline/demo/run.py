@@ -64,7 +64,7 @@ def run(settings: Settings, seconds: float | None, as_json: bool) -> int:
 
 async def _demo(settings: Settings, seconds: float | None) -> Result:
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         stage = await _unless(stop, stack.enter_async_context(prepared(settings, _say)))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from rich.box import ROUNDED, SIMPLE_HEAD
+from rich.box import ROUNDED
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -26,13 +26,12 @@ __all__ = ["FINDINGS_SHOWN", "progress", "summary", "view"]
 FINDINGS_SHOWN: Final = 10
 
 _WIDTH: Final = 80  # a terminal's since ever
-_BAR: Final = 24
+_BAR: Final = 20
 _COLOURS: Final[dict[str, str]] = {
     Cause.IDLE: "yellow",
     Cause.ABSOLUTE: "magenta",
     Cause.REVOKED: "red",
     Cause.CLOSED: "green",
-    "login": "cyan",
     "order": "bold red",
 }
 _MEANINGS: Final[dict[Cause, str]] = {
@@ -47,9 +46,10 @@ def view(observer: Observer, crowd: Crowd, began_at: float, seconds: float | Non
     """Return the whole view; `began_at`: monotonic s."""
     ran = time.monotonic() - began_at
     left = "Ctrl-C ends it" if seconds is None else f"{max(0.0, seconds - ran):.0f} s to go"
-    parts = [_endings(observer), _services(observer, crowd), _speed(observer), _events(observer)]
+    gap = Text()
+    tables = [_endings(observer), gap, _services(observer, crowd), gap, _speed(observer), gap, _events(observer)]
     return Panel(
-        Group(*parts),
+        Group(*tables),
         title=f"[bold]Lapse[/]  {len(observer.live)} sessions live  [dim]{ran:.0f} s, {left}[/]",
         title_align="left",
         box=ROUNDED,
@@ -87,8 +87,12 @@ def summary(result: Result) -> RenderableType:
     return Group(table, *shown)
 
 
+def _table() -> Table:
+    return Table(box=None, expand=True, pad_edge=False, header_style="bold")
+
+
 def _endings(observer: Observer) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False)
+    table = _table()
     table.add_column("endings", ratio=2)
     table.add_column("", justify="right", width=6)
     table.add_column("", ratio=3)
@@ -102,7 +106,7 @@ def _endings(observer: Observer) -> RenderableType:
 
 
 def _services(observer: Observer, crowd: Crowd) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False)
+    table = _table()
     for name in ("service", "checked", "refused", "denials kept", "knowledge"):
         table.add_column(name, justify="left" if name == "service" else "right")
     for service in SERVICES:
@@ -117,7 +121,7 @@ def _services(observer: Observer, crowd: Crowd) -> RenderableType:
 
 
 def _speed(observer: Observer) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False)
+    table = _table()
     table.add_column("ms")
     table.add_column("p50", justify="right", width=8)
     table.add_column("p99", justify="right", width=8)
@@ -129,12 +133,13 @@ def _speed(observer: Observer) -> RenderableType:
 
 
 def _events(observer: Observer) -> RenderableType:
-    table = Table(box=SIMPLE_HEAD, expand=True, pad_edge=False)
+    table = _table()
     table.add_column("last events", width=12, style="dim")
     table.add_column("", width=9)
     table.add_column("", width=12)
     table.add_column("", ratio=1)
-    events = list(observer.events)
+    # They come from several topics and partitions, each in its own order only.
+    events = sorted(observer.events)
     for event in events:
         style = _COLOURS.get(event.what, "")
         table.add_row(clock(event.at), Text(event.what, style=style), Text(printable(event.who)), Text(event.detail))
