@@ -76,6 +76,7 @@ def test_a_topic_that_is_stamped_by_its_senders_is_refused(topic: str) -> None:
         (NAMES.state, {"cleanup.policy": "compact,delete"}, "compact,delete"),
         (NAMES.activity, {"max.message.bytes": "1048588"}, "1048588"),
         (NAMES.activity, {"unclean.leader.election.enable": "true"}, "true"),
+        (NAMES.revocations, {"compression.type": "producer"}, "producer"),
     ],
 )
 def test_a_setting_that_breaks_a_promise_is_refused(topic: str, config: dict[str, str], found: str) -> None:

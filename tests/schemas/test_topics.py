@@ -73,6 +73,11 @@ def test_value_far_too_large_still_reaches_the_log_that_dead_letters_it() -> Non
     assert int(topics()["lapse.activity"].config["max.message.bytes"]) > 2_097_152 + 1_024
 
 
+def test_a_clients_compression_never_reaches_those_who_read_its_topic() -> None:
+    unpacked = {name for name, spec in topics().items() if spec.config.get("compression.type") == "uncompressed"}
+    assert unpacked == {"lapse.activity", "lapse.revocations", "lapse.policies"}
+
+
 @pytest.mark.parametrize(("replication", "in_sync"), [(1, "1"), (2, "1"), (3, "2"), (5, "2")])
 def test_acknowledged_writes_are_on_two_of_three_brokers(replication: int, in_sync: str) -> None:
     for spec in topics(replication=replication).values():

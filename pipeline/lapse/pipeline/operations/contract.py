@@ -16,6 +16,7 @@ What is compared, and what is left to the operator:
 | retention.ms | shorter than the catalogue's (longer keeps every promise), where something is deleted |
 | retention.bytes | any limit, where something is deleted: records would go before their time |
 | max.message.bytes | smaller than the catalogue's |
+| compression.type | not the catalogue's, for the topics that any client writes to |
 | unclean.leader.election.enable | not the catalogue's |
 | min.insync.replicas | below 2 with 3 replicas or more: what `acks=all` acknowledged could be lost with one broker |
 | replicas | fewer than `replication`, where that is set; else left to the operator |
@@ -151,6 +152,7 @@ _WHY: Final = {
     "retention.ms": "records would be removed while something still depends on them",
     "retention.bytes": "records would be removed while something still depends on them",
     "max.message.bytes": "the broker would refuse records that the writers may send",
+    "compression.type": "a client could compress by what the workers cannot read, or to more than they can hold",
     "unclean.leader.election.enable": "a broker that lags could lead, and acknowledged records be lost",
 }
 
