@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from lapse.pipeline.broker import NOTHING_THERE, docker, local, maven, record
 from lapse.pipeline.broker.probe import brokers_serving
@@ -20,7 +22,10 @@ from lapse.schemas.errors import RuntimeFault
 
 from tests.containers import ApacheKafkaContainer
 
-__all__ = ["Broker", "remove_topics", "serving"]
+__all__ = ["Broker", "make_topic", "remove_topics", "serving"]
+
+# Some milliseconds on an idle machine.
+_KNOWN_TIMEOUT_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,24 @@ def _start(stack: contextlib.ExitStack, directory: Path, wanted: str | None) -> 
     record.write(directory, started)
     stack.callback(local.stop_broker, directory, erase=True)
     return Broker(started.bootstrap, "maven")
+
+
+def make_topic(broker: Broker, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
+    """Make a topic and return when the broker knows it.
+
+    The creation is acknowledged by the controller; the broker, the same process or not, learns of it from the metadata
+    log a moment later, and until then calls the topic unknown.
+    """
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+    admin.create_topics([NewTopic(name, partitions, 1, config=dict(config or {}))])[name].result(timeout=10)
+    until = time.monotonic() + _KNOWN_TIMEOUT_S
+    while True:
+        known = admin.list_topics(name, timeout=10).topics[name].partitions
+        if len(known) == partitions and all(partition.leader >= 0 for partition in known.values()):
+            return
+        if time.monotonic() > until:
+            raise TimeoutError(f"the broker does not know the topic {name} after {_KNOWN_TIMEOUT_S:.0f} s")
+        time.sleep(0.02)
 
 
 def remove_topics(broker: Broker, prefix: str) -> None:

@@ -7,12 +7,14 @@ proves nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from lapse.pipeline.settings import Settings
 from lapse.schemas.errors import LapseError
@@ -36,6 +38,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "broker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.broker)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_of_this_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep away from the `.lapse` that whoever runs the tests may be using: its broker, its key."""
+    os.environ["LAPSE_DIRECTORY"] = str(tmp_path_factory.mktemp("lapse"))
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """Undo what a command that ran within the test did to the logs: its standard error is closed by now."""
+    before = list(logging.root.handlers)
+    yield
+    structlog.reset_defaults()
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

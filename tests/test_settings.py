@@ -20,6 +20,7 @@ from lapse.schemas.errors import ConfigError
 @pytest.fixture(autouse=True)
 def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LAPSE_DIRECTORY")
     return tmp_path
 
 

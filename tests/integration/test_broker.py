@@ -17,20 +17,15 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from lapse.pipeline.broker import broker_status, docker, find_or_start, local, maven, record, start_broker, stop_broker
 from lapse.pipeline.broker.probe import brokers_serving
 from lapse.schemas.errors import RuntimeFault
 
-from tests.brokers import Broker
+from tests.brokers import Broker, make_topic
 
 needs_java = pytest.mark.skipif(maven.find_java() is None, reason="this machine has no Java 17")
-
-
-def make_topic(broker: Broker, name: str, **config: str) -> None:
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    admin.create_topics([NewTopic(name, 1, 1, config=config)])[name].result(timeout=10)
 
 
 async def read_all(broker: Broker, topic: str, isolation: str, count: int) -> list[bytes | None]:
@@ -54,7 +49,7 @@ def test_the_broker_is_of_the_kind_that_was_asked_for(broker: Broker) -> None:
 
 async def test_the_broker_stamps_records_with_its_own_clock(broker: Broker, prefix: str) -> None:
     topic = f"{prefix}stamped"
-    make_topic(broker, topic, **{"message.timestamp.type": "LogAppendTime"})
+    make_topic(broker, topic, config={"message.timestamp.type": "LogAppendTime"})
     async with AIOKafkaProducer(bootstrap_servers=broker.bootstrap, acks="all", enable_idempotence=True) as producer:
         before_ms = time.time_ns() // 1_000_000
         sent = await producer.send_and_wait(topic, b"x", timestamp_ms=1_000)
@@ -66,7 +61,7 @@ async def test_the_broker_stamps_records_with_its_own_clock(broker: Broker, pref
 
 async def test_a_transaction_with_offsets_commits_and_an_aborted_one_is_never_seen(broker: Broker, prefix: str) -> None:
     topic, group = f"{prefix}state", f"{prefix}group"
-    make_topic(broker, topic, **{"cleanup.policy": "compact"})
+    make_topic(broker, topic, config={"cleanup.policy": "compact"})
     place = TopicPartition(topic, 0)
     producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap, transactional_id=f"{group}-0")
     await producer.start()

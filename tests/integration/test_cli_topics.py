@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from lapse.pipeline.operations.topics import WrongTopics, apply_topics, check_topics
 from lapse.pipeline.settings import Settings
 from lapse.schemas import TopicNames, catalogue
 
-from tests.brokers import Broker
+from tests.brokers import Broker, make_topic
 from tests.cli.running import lapse
 
 
@@ -23,9 +23,7 @@ def counted(settings: Settings) -> list[str]:
 
 
 def make(broker: Broker, name: str, partitions: int, **config: str) -> None:
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    topic = NewTopic(name, partitions, 1, config={key.replace("_", "."): value for key, value in config.items()})
-    admin.create_topics([topic])[name].result(timeout=10)
+    make_topic(broker, name, partitions, {key.replace("_", "."): value for key, value in config.items()})
 
 
 def described(broker: Broker, names: list[str]) -> dict[str, tuple[int, dict[str, str]]]:

@@ -19,8 +19,8 @@ from lapse.pipeline.broker import broker_status, docker, record, start_broker, s
 from lapse.pipeline.broker.files import infra
 from lapse.pipeline.broker.properties import IMAGE, container_environment, properties
 
-from tests.brokers import Broker
-from tests.integration.test_broker import make_topic, read_all
+from tests.brokers import Broker, make_topic
+from tests.integration.test_broker import read_all
 
 needs_engine = pytest.mark.skipif(
     os.environ.get("LAPSE_TEST_BROKER") != "docker", reason="needs a Docker engine: make test-containers"
