@@ -37,6 +37,8 @@ __all__ = ["Stage", "prepared"]
 Say = Callable[[str], None]
 
 _COOKIE_KEY_BYTES: Final = 32
+_REMOVAL_TIMEOUT_S: Final = 15.0
+_REMOVAL_POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +126,23 @@ async def _topics(settings: Settings) -> AsyncIterator[None]:
         yield
     finally:
         # Of a broker of ours this is soon erased with it; of a named one nothing may stay.
-        async with administering(settings) as admin:
-            ours = [name for name in await describe_topics(admin) if name.startswith(settings.prefix)]
-            if ours:
-                response = await admin.delete_topics(ours)
-                for name, code, *_ in response.topic_error_codes:
-                    raise_for(code, None, f"{name} cannot be deleted at {settings.kafka}")
+        await _remove_topics(settings)
+
+
+async def _remove_topics(settings: Settings) -> None:
+    async with administering(settings) as admin:
+
+        async def ours() -> list[str]:
+            return [name for name in await describe_topics(admin) if name.startswith(settings.prefix)]
+
+        if found := await ours():
+            response = await admin.delete_topics(found)
+            for name, code, *_ in response.topic_error_codes:
+                raise_for(code, None, f"{name} cannot be deleted at {settings.kafka}")
+        # The controller has agreed; a broker shows it a moment later.
+        async with asyncio.timeout(_REMOVAL_TIMEOUT_S):
+            while await ours():  # noqa: ASYNC110  # a broker tells of it only when it is asked
+                await asyncio.sleep(_REMOVAL_POLL_S)
 
 
 async def _start_worker(stack: contextlib.AsyncExitStack, settings: Settings, directory: Path) -> Child:
