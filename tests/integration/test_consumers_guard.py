@@ -63,7 +63,7 @@ async def test_revocations_go_on_working_when_no_processor_runs(settings: Settin
     session = session_reference("one")
     async with writing(settings) as writer:
         writer.beats = False
-        async with _guard(settings, stale_after_ms=1_000, ready_timeout_s=5.0) as guard:
+        async with _guard(settings, stale_after_ms=3_000, ready_timeout_s=5.0) as guard:
             assert not guard.fresh
             assert guard.check(session).stale
             await writer.revoke(Revocation(id="r-1", session=session, subject="u"))
@@ -115,13 +115,14 @@ def _latest(reports: list[GuardStatus | GuardApplied]) -> GuardStatus:
 
 async def test_silence_makes_it_stale_at_the_bound_and_a_watermark_fresh_again(settings: Settings) -> None:
     session = session_reference("live")
-    async with writing(settings) as writer, _guard(settings, stale_after_ms=1_000, on_stale="deny") as guard:
+    async with writing(settings) as writer, _guard(settings, stale_after_ms=3_000, on_stale="deny") as guard:
         assert guard.check(session).allowed
         writer.beats = False
         last_at = time.monotonic()
         await until(lambda: not guard.check(session).allowed)
-        assert 0.5 <= time.monotonic() - last_at <= 1.6  # a watermark is at most 0.25 s old when they stop
-        assert guard.stale_ms >= 1_000
+        # What it knew last was up to a second old then: the feed proves once a second that it has all revocations.
+        assert 1.5 <= time.monotonic() - last_at <= 3.5
+        assert guard.stale_ms >= 3_000
         writer.beats = True
         await until(lambda: guard.check(session).allowed)
 

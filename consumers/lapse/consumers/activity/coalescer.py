@@ -14,7 +14,8 @@ touch is forgotten.
 
 Why cooling counts from the last instant *told*, and not from when the record was sent. Let L be the newest instant
 that the log has been told, and t a touch after it. The log must hear of t before L + idle. t is taken at L + interval
-at the latest, and stands in the log `delay` later; so `interval + delay < idle` is enough, whatever the pattern. With
+at the latest, and stands in the log `delay` later; so `interval + delay < idle` is enough, whatever the pattern (and
+`delay` below the rules' grace_ms, which a touch just before due needs whether it is joined with others or not). With
 an interval counted from the sending it is not: touches at 0, 0.1 and 5.05 s, interval 5 s. At 5 s the log is told of
 0.1; at 10 s of 5.05. An idle timeout of 6 s would have ended the session at 6.1 s. The price: a session that is
 touched densely costs one record an interval, and no pattern costs more than two an interval on average

@@ -157,8 +157,8 @@ class ActivityPublisher:
 
     async def flush(self, timeout_s: float = 5.0) -> bool:
         """Write all that is noted, also what still cools; return whether it stands in the log within timeout_s."""
+        await asyncio.sleep(0)  # what other threads have noted is in the loop's queue
         self._coalescer.hurry_all()
-        self._wake.set()
         try:
             async with asyncio.timeout(timeout_s):
                 while self._waiting():
@@ -182,6 +182,7 @@ class ActivityPublisher:
         token_life_ms: int | None = None,
     ) -> None:
         """Note that the subject logged in; `session` is the session's reference, here and below."""
+        given: object = attributes  # whatever a caller without a type checker gives: it must not raise here
         self._note(
             SessionStarted,
             session,
@@ -190,7 +191,7 @@ class ActivityPublisher:
             policy=policy,
             device=device,
             network=network,
-            attributes=dict(attributes or {}),
+            attributes={} if given is None else dict(given) if isinstance(given, Mapping) else given,
             token_life_ms=token_life_ms,
         )
 

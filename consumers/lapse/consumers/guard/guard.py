@@ -31,6 +31,9 @@ _log = logging.getLogger("lapse.consumers")
 
 REFERENCE_LENGTH: Final = 22
 
+STALE_AFTER_MIN_MS: Final = 3_000
+"""Watermarks and the feed's proofs come once a second: below three of them a guard would flap."""
+
 _WATERMARK_WAIT_S: Final = 3.0
 """How long a start waits for watermarks once everything is read: they come once a second while a processor runs."""
 
@@ -47,7 +50,7 @@ class Guard:
         service: this service's name, in the guard's reports.
         instance: this process's name; by default host and process id.
         prefix: of the topics.
-        stale_after_ms: knowledge of this age is stale. 1,000 to 3,600,000.
+        stale_after_ms: knowledge of this age is stale. 3,000 to 3,600,000.
         on_stale: what a stale guard does with sessions it knows no ending of.
         session_life_max_ms: the longest session life of the estate, LAPSE_SESSION_LIFE_MAX_MS.
         ready_timeout_s: how long the start waits for the topics to be read.
@@ -79,8 +82,8 @@ class Guard:
         feed: Feed | None = None,
         clock: Callable[[], float] = _monotonic_ms,
     ) -> None:
-        if not 1_000 <= stale_after_ms <= 3_600_000:
-            raise ConfigError(f"stale_after_ms is {stale_after_ms}: 1,000 to 3,600,000 is allowed")
+        if not STALE_AFTER_MIN_MS <= stale_after_ms <= 3_600_000:
+            raise ConfigError(f"stale_after_ms is {stale_after_ms}: 3,000 to 3,600,000 is allowed")
         if on_stale not in ("allow", "deny"):
             raise ConfigError(f"on_stale is {on_stale!r}: allow or deny")
         if not 1 <= len(service) <= 256:

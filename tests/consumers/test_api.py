@@ -1,0 +1,76 @@
+"""What may users rely on? The public names, pinned: who takes one away or renames it does so knowingly."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import lapse.consumers
+import lapse.consumers.activity
+import lapse.consumers.frameworks.asgi
+import lapse.consumers.frameworks.fastapi
+import lapse.consumers.guard
+import lapse.consumers.testing
+
+
+def test_the_public_names_are_these() -> None:
+    assert {module.__name__: sorted(module.__all__) for module in _MODULES} == {
+        "lapse.consumers": [
+            "ActiveSession",
+            "ActivityPublisher",
+            "Cause",
+            "ConfigError",
+            "Decision",
+            "Ended",
+            "Guard",
+            "Hook",
+            "Identity",
+            "LapseError",
+            "LapseMiddleware",
+            "OnStale",
+            "PublisherStats",
+            "is_session_reference",
+            "session_reference",
+        ],
+        "lapse.consumers.activity": ["ActivityPublisher", "PublisherStats"],
+        "lapse.consumers.guard": [
+            "ALLOWED",
+            "ALLOWED_STALE",
+            "DENIED_STALE",
+            "Decision",
+            "Ended",
+            "Guard",
+            "Hook",
+            "OnEnded",
+            "OnStale",
+        ],
+        "lapse.consumers.frameworks.asgi": ["ActiveSession", "Identity", "LapseMiddleware", "SCOPE_KEY"],
+        "lapse.consumers.frameworks.fastapi": ["CurrentSession", "Lapse", "current_session"],
+        "lapse.consumers.testing": ["ManualClock", "MemoryFeed", "MemoryPublisher"],
+    }
+
+
+_MODULES = (
+    lapse.consumers,
+    lapse.consumers.activity,
+    lapse.consumers.guard,
+    lapse.consumers.frameworks.asgi,
+    lapse.consumers.frameworks.fastapi,
+    lapse.consumers.testing,
+)
+
+
+def test_every_public_name_is_there_and_the_package_is_typed() -> None:
+    for module in _MODULES:
+        for name in module.__all__:
+            assert hasattr(module, name)
+    assert (Path(lapse.consumers.__file__).parent / "py.typed").exists()
+
+
+def test_importing_the_sdk_brings_no_framework_and_nothing_of_the_pipeline() -> None:
+    program = (
+        "import sys, lapse.consumers, lapse.consumers.testing; "
+        "heavy = {'fastapi', 'starlette', 'faust', 'msgspec', 'uvicorn'} & set(sys.modules); "
+        "sys.exit(f'brought in: {sorted(heavy)}' if heavy or 'lapse.pipeline' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

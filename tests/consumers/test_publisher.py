@@ -1,0 +1,162 @@
+"""What does a service's call become? The publisher over an in-memory log: same coalescer, outbox and packing."""
+
+import logging
+import threading
+
+import pytest
+
+from lapse.consumers import ActivityPublisher, ConfigError, session_reference
+from lapse.consumers.activity.packing import Event, record_of_event
+from lapse.consumers.testing import MemoryPublisher
+from lapse.schemas import (
+    SessionClosed,
+    SessionElevated,
+    SessionRefreshed,
+    SessionStarted,
+    SessionTouched,
+    parse_activity,
+    subject_key,
+)
+
+A, B = session_reference("a"), session_reference("b")
+
+
+def test_each_activity_is_told_with_its_fields() -> None:
+    publisher = MemoryPublisher(service="shop")
+    publisher.started(
+        A, "u-1", tenant="acme", policy="p", device="d", network="n", attributes={"r": "x"}, token_life_ms=9
+    )
+    publisher.refreshed(A, "u-1", tenant="acme", generation=4)
+    publisher.elevated(A, "u-1", tenant="acme", session_age_ms=60_000)
+    publisher.closed(A, "u-1", tenant="acme")
+    common = {"session": A, "subject": "u-1", "tenant": "acme", "service": "shop", "age_ms": 0}
+    assert publisher.take() == [
+        SessionStarted.model_validate(
+            {**common, "policy": "p", "device": "d", "network": "n", "attributes": {"r": "x"}, "token_life_ms": 9}
+        ),
+        SessionRefreshed.model_validate({**common, "generation": 4}),
+        SessionElevated.model_validate({**common, "session_age_ms": 60_000}),
+        SessionClosed.model_validate(common),
+    ]
+
+
+def test_ages_grow_while_an_activity_waits() -> None:
+    publisher = MemoryPublisher()
+    publisher.closed(A, "u")
+    publisher.touched(B, "u")
+    publisher.clock.advance(1_234)
+    assert sorted(activity.age_ms for activity in publisher.take()) == [1_234, 1_234]
+
+
+def test_a_login_counts_as_a_touch_so_the_next_one_waits_an_interval() -> None:
+    publisher = MemoryPublisher()
+    publisher.started(A, "u")
+    publisher.touched(A, "u")
+    assert [type(activity) for activity in publisher.take()] == [SessionStarted]
+    publisher.clock.advance(5_000)
+    (touch,) = publisher.take()
+    assert isinstance(touch, SessionTouched)
+    assert touch.age_ms == 5_000
+
+
+def test_what_waits_of_a_session_is_told_before_it_is_closed() -> None:
+    publisher = MemoryPublisher()
+    publisher.touched(A, "u")
+    publisher.take()
+    publisher.clock.advance(1_000)
+    publisher.touched(A, "u")
+    publisher.clock.advance(1_000)
+    publisher.closed(A, "u")
+    assert [(type(a), a.age_ms) for a in publisher.take()] == [(SessionTouched, 1_000), (SessionClosed, 0)]
+
+
+def test_a_hold_is_told_at_once_and_other_extras_with_the_first_touch() -> None:
+    publisher = MemoryPublisher()
+    publisher.touched(A, "u", device="d", session_age_ms=70_000)
+    publisher.touched(A, "u", device="d", session_age_ms=70_001)
+    publisher.touched(A, "u", hold_ms=600_000)
+    told = publisher.take()
+    assert all(isinstance(touch, SessionTouched) for touch in told)
+    assert [(t.device, t.session_age_ms, t.hold_ms) for t in told if isinstance(t, SessionTouched)] == [
+        ("d", 70_000, None),
+        (None, None, 600_000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("session", "subject", "tenant"),
+    [
+        ("a-raw-session-id", "u", None),
+        (A, "", None),
+        (A, "u" * 257, None),
+        (A, "u", "a/b"),
+        (A, "u", ""),
+        (A, "\ud800", None),
+        (A, None, None),
+        (None, "u", None),
+        (A, "u", 5),
+    ],
+)
+def test_what_the_wire_would_refuse_is_dropped_counted_and_not_repeated(
+    session: str, subject: str, tenant: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = MemoryPublisher()
+    with caplog.at_level(logging.WARNING, "lapse.consumers"):
+        publisher.touched(session, subject, tenant=tenant)
+        publisher.started(session, subject, tenant=tenant)
+        publisher.closed(session, subject, tenant=tenant)
+    assert publisher.take() == []
+    assert publisher.stats.malformed == 3
+    assert caplog.records
+    assert "a-raw-session-id" not in caplog.text
+
+
+def test_a_bad_field_is_dropped_and_never_raises() -> None:
+    publisher = MemoryPublisher()
+    publisher.started(A, "u", token_life_ms=0)
+    publisher.started(A, "u", attributes={"role": 5})  # type: ignore[dict-item]  # what is tested
+    publisher.started(A, "u", attributes=7)  # type: ignore[arg-type]  # what is tested
+    publisher.refreshed(A, "u", generation="4")  # type: ignore[arg-type]  # what is tested
+    publisher.touched(A, "u", hold_ms="x")  # type: ignore[arg-type]  # what is tested
+    assert publisher.take() == []
+    assert publisher.stats.malformed == 5
+
+
+def test_complaints_are_few_however_many_calls_are_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    publisher = MemoryPublisher()
+    for _ in range(1_000):
+        publisher.touched("wrong", "u")
+    publisher.clock.advance(10_000)
+    publisher.touched("wrong", "u")
+    assert len(caplog.records) == 2
+    assert publisher.stats.malformed == 1_001
+
+
+def test_an_event_older_than_the_wire_can_say_is_told_at_the_oldest_age() -> None:
+    activity = SessionClosed(session=A, subject="u", tenant="t", service="s", age_ms=0)
+    key, value = record_of_event(Event(activity, 0.0), 10 * 3_600_000.0)
+    assert key == subject_key("u", "t")
+    closed = parse_activity(value)
+    assert isinstance(closed, SessionClosed)
+    assert closed.age_ms == 3_600_000
+
+
+async def test_it_may_be_called_from_any_thread() -> None:
+    async with ActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100) as publisher:
+        threads = [threading.Thread(target=publisher.touched, args=(session, "u")) for session in (A, B)]
+        threads += [threading.Thread(target=publisher.closed, args=(A, "u"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not await publisher.flush(0.05)
+        assert publisher.stats.waiting == 3
+        await publisher.stop(0.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"touch_interval_ms": 0}, {"touch_interval_ms": 600_001}, {"delivery_timeout_ms": 99}, {"service": ""}]
+)
+def test_settings_out_of_range_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        ActivityPublisher("localhost:1", **{"service": "shop", **options})  # type: ignore[arg-type]
