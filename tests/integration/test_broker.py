@@ -136,6 +136,31 @@ def test_asked_twice_there_is_one_broker_and_it_ends_once(tmp_path: Path, monkey
 
 
 @needs_java
+def test_a_broker_that_is_only_busy_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker, "engine", lambda: None)
+    first = start_broker(tmp_path)
+    try:
+        pid = (record.running(tmp_path) or pytest.fail("no record")).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        unanswered: list[str] = []
+
+        def asked(bootstrap: str) -> int:
+            serving = brokers_serving(bootstrap)
+            if serving == 0:
+                unanswered.append(bootstrap)
+                os.kill(pid, signal.SIGCONT)
+            return serving
+
+        monkeypatch.setattr(local, "brokers_serving", asked)
+        second = start_broker(tmp_path)
+        assert unanswered == [first.bootstrap]
+        assert (second.started, second.bootstrap) == (False, first.bootstrap)
+    finally:
+        stop_broker(tmp_path, erase=True)
+
+
+@needs_java
 async def test_a_stopped_or_killed_broker_comes_back_with_its_address_and_its_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

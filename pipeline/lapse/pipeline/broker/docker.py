@@ -23,7 +23,7 @@ from lapse.pipeline.broker.probe import brokers_serving
 from lapse.pipeline.broker.properties import CONTAINER_DATA, CONTAINER_PORT, IMAGE, container_environment
 from lapse.schemas.errors import RuntimeFault
 
-__all__ = ["container_is_running", "engine", "start", "stop"]
+__all__ = ["container_is_running", "engine", "erase", "start", "stop"]
 
 Say = Callable[[str], None]
 
@@ -79,15 +79,18 @@ def start(directory: Path, docker: Path, say: Say) -> record.BrokerRecord:
     return found
 
 
-def stop(found: record.BrokerRecord, docker: Path, *, erase: bool = False) -> None:
-    """Stop and remove the container; with `erase` its volume too."""
+def stop(found: record.BrokerRecord, docker: Path) -> None:
+    """Stop and remove the container; its volume stays."""
     if found.container is None:
         return
     _run(docker, "stop", "--time", "20", found.container, accept_failure=True)
     _run(docker, "rm", "-f", found.container, accept_failure=True)
     _run(docker, "network", "rm", f"{found.container}_default", accept_failure=True)  # compose makes one
-    if erase:
-        _run(docker, "volume", "rm", "-f", found.container, accept_failure=True)
+
+
+def erase(directory: Path, docker: Path) -> None:
+    """Remove the volume of this directory's broker, if there is one; its container is gone."""
+    _run(docker, "volume", "rm", "-f", _name(directory), accept_failure=True)
 
 
 def container_is_running(docker: Path, name: str) -> bool:

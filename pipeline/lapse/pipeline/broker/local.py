@@ -13,8 +13,10 @@ import contextlib
 import dataclasses
 import fcntl
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from lapse.pipeline.broker import docker, maven, record
 from lapse.pipeline.broker.probe import brokers_serving
@@ -31,6 +33,10 @@ __all__ = [
 ]
 
 Say = Callable[[str], None]
+
+# As long as a start may take on a busy machine before its user gives up on it.
+_BUSY_TIMEOUT_S: Final = 20.0
+_POLL_S: Final = 0.1
 
 NOTHING_THERE = (
     "there is no Kafka broker to use: install Docker, or a JDK of version 17 or newer and Maven, "
@@ -95,9 +101,9 @@ def start_broker(directory: Path, say: Say = lambda _: None) -> BrokerHandle:
         RuntimeFault: there is neither, or it does not come to serve.
     """
     with _alone(directory):
-        if (found := record.running(directory)) is not None and brokers_serving(found.bootstrap) > 0:
+        if (found := record.running(directory)) is not None and _serves_in_time(found):
             return BrokerHandle(found.bootstrap, found.kind, directory, started=False)
-        # It runs and does not serve, or its machine was switched off: what is left of it goes before another comes.
+        # It hangs, or its machine was switched off: what is left of it goes before another comes.
         _end(found or record.read(directory), directory, erase=False)
         started = _start(directory, say)
         record.write(directory, started)
@@ -143,11 +149,30 @@ def _start(directory: Path, say: Say) -> record.BrokerRecord:
     return maven.start(directory, java, say)
 
 
+def _serves_in_time(found: record.BrokerRecord) -> bool:
+    """Return whether a broker that runs comes to serve: one that is only busy must not be ended by who asks for it."""
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while brokers_serving(found.bootstrap) == 0:
+        if not _runs(found) or time.monotonic() > until:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _runs(found: record.BrokerRecord) -> bool:
+    if found.container is not None:
+        command = docker.engine()
+        return command is not None and docker.container_is_running(command, found.container)
+    return found.pid is not None and record.process_is_alive(found.pid, found.started)
+
+
 def _end(found: record.BrokerRecord | None, directory: Path, *, erase: bool) -> None:
     if found is not None and found.kind == "maven":
         maven.stop(found)
     elif found is not None and found.kind == "docker" and (command := docker.engine()) is not None:
-        docker.stop(found, command, erase=erase)
+        docker.stop(found, command)
+    if erase and (command := docker.engine()) is not None:
+        docker.erase(directory, command)  # whichever way it ran last, and though it was stopped before
     record.forget(directory)
     if erase:
         shutil.rmtree(directory / "kafka", ignore_errors=True)
