@@ -207,6 +207,39 @@ async def test_a_hook_may_be_asynchronous_and_one_that_raises_stops_no_other(cap
     assert "the user's own" in caplog.text
 
 
+def test_every_revocation_is_reported_once_with_what_it_closed() -> None:
+    feed = MemoryFeed(partitions=3)
+    feed.revoke(everyone=True, id="r-history")
+    guard = feed.guard()
+    feed.end(SESSION)
+    feed.advance(1)
+    guard.on_ended(lambda _: None, OTHER, subject="u", started_at=feed.clock.now_at)
+    feed.revoke(session=SESSION, subject="u", id="r-late")  # of a session that has ended already
+    feed.revoke(everyone=True, id="r-everyone")  # written to all three partitions
+    assert [(applied.revocation, applied.closed) for applied in guard.intake.applied] == [
+        ("r-late", 0),
+        ("r-everyone", 1),
+    ]
+
+
+def test_a_topic_that_is_read_anew_brings_news_and_takes_no_denial_back() -> None:
+    feed = MemoryFeed()
+    feed.end(SESSION)
+    guard = feed.guard(on_stale="deny")
+    heard: list[str] = []
+    guard.on_ended(lambda ended: heard.append(ended.session))
+    guard.intake.lose("expiries", "it was recreated")
+    assert guard.check(OTHER).stale
+    assert guard.check(SESSION).cause == Cause.IDLE
+    recreated = MemoryFeed(feed.clock)
+    recreated.end(OTHER)
+    asyncio.run(recreated.start(guard.intake))
+    assert heard == [OTHER]
+    assert guard.check(SESSION).cause == Cause.IDLE
+    recreated.advance(1_000)
+    assert guard.fresh
+
+
 def test_its_status_says_what_it_did() -> None:
     feed = MemoryFeed()
     guard = feed.guard(service="shop", instance="i-1", on_stale="deny")

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from lapse.consumers import Cause, Ended, Guard, session_reference
+from lapse.pipeline.operations.connection import administering
+from lapse.pipeline.operations.topics import apply_topics
 from lapse.pipeline.settings import Settings
 from lapse.schemas import GuardApplied, GuardStatus, Revocation, TopicNames, parse_dead_letter, parse_enforcement
 
@@ -125,6 +127,31 @@ async def test_silence_makes_it_stale_at_the_bound_and_a_watermark_fresh_again(s
         assert guard.stale_ms >= 3_000
         writer.beats = True
         await until(lambda: guard.check(session).allowed)
+
+
+async def test_a_recreated_topic_makes_it_stale_and_it_reads_it_anew_by_itself(settings: Settings) -> None:
+    topics = TopicNames(settings.prefix)
+    before, after = session_reference("before"), session_reference("after")
+    async with writing(settings) as writer, _guard(settings, on_stale="deny") as guard:
+        for n in range(20):
+            await writer.revoke(Revocation(id=f"r-{n}", session=before, subject=f"u-{n}"))
+        await until(lambda: not guard.check(before).allowed)
+        async with administering(settings) as admin:
+            await admin.delete_topics([topics.revocations])
+        await until_applied(settings)
+        await until(lambda: not guard.fresh, timeout_s=20)
+        await writer.revoke(Revocation(id="r-after", session=after, subject="u-1"))
+        await until(lambda: guard.check(after).revocation == "r-after", timeout_s=20)
+        await until(lambda: guard.fresh, timeout_s=20)
+        assert guard.check(before).cause == Cause.REVOKED
+        assert guard.check(session_reference("live")).allowed
+
+
+async def until_applied(settings: Settings) -> None:
+    """Make the missing topic again, as soon as the broker has done with the old one."""
+    async with asyncio.timeout(20):
+        while not await apply_topics(settings):
+            pass
 
 
 async def test_a_guard_without_a_broker_starts_stale_and_follows_on_stale() -> None:

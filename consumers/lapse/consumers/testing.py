@@ -286,7 +286,7 @@ class MemoryPublisher(ActivityPublisher):
             batch = _MemoryBatch()
             load = self._outbox.load(0, batch)
             self._outbox.landed(load)
-            self.stats.records += load.records
+            self._counts.records += load.records
             for value in batch.values:
                 written += _unpack(value)
         return written

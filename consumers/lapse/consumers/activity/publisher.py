@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -55,7 +55,7 @@ def _monotonic_ms() -> float:
 
 @dataclass(slots=True)
 class PublisherStats:
-    """What the publisher has done since it was made.
+    """What a publisher has done since it was made.
 
     Attributes:
         touches: calls of `touched`.
@@ -111,7 +111,7 @@ class ActivityPublisher:
         if not 1 <= len(service) <= 256:
             raise ConfigError("service is the name of this service: 1 to 256 characters")
         self.service = service
-        self.stats = PublisherStats()
+        self._counts = PublisherStats()
         self._clock = clock
         self._topic = TopicNames(prefix).activity
         self._delivery_timeout_s = delivery_timeout_ms / 1000
@@ -161,13 +161,24 @@ class ActivityPublisher:
         self._coalescer.hurry_all()
         try:
             async with asyncio.timeout(timeout_s):
-                while self._waiting():
+                while self.waiting:
                     self._wake.set()
                     await asyncio.sleep(0.002)
         except TimeoutError:
-            _log.warning("activity not written within %g s: %d sessions and events", timeout_s, self.stats.waiting)
+            _log.warning("activity not written within %g s: %d sessions and events", timeout_s, self.waiting)
             return False
         return True
+
+    @property
+    def waiting(self) -> int:
+        """Return how many sessions and events are to be written now; what cools is not among them."""
+        return self._outbox.events_kept + self._coalescer.unsent
+
+    @property
+    def stats(self) -> PublisherStats:
+        """Return what it has done by now."""
+        dropped = self._counts.dropped + self._coalescer.expired
+        return replace(self._counts, dropped=dropped, waiting=self.waiting)
 
     def started(
         self,
@@ -212,7 +223,7 @@ class ActivityPublisher:
             hold_ms: an upload or job that counts as activity for so long; told at once, in a record of its own.
             session_age_ms, device, network: told with a session's first touch after touch_interval_ms of silence.
         """
-        self.stats.touches += 1
+        self._counts.touches += 1
         now = self._clock()
         try:
             if threading.get_ident() != self._thread and self._loop is not None:
@@ -309,8 +320,8 @@ class ActivityPublisher:
 
     def _drop(self, counter: Literal["malformed", "dropped"], message: str) -> None:
         """Count what is dropped, and say so without the value, which may be a secret."""
-        count = getattr(self.stats, counter) + 1
-        setattr(self.stats, counter, count)
+        count = getattr(self._counts, counter) + 1
+        setattr(self._counts, counter, count)
         self._complain(message, f"{count} so far")
 
     def _complain(self, message: str, detail: str) -> None:
@@ -320,18 +331,13 @@ class ActivityPublisher:
             self._complained[message] = now
             _log.warning("%s (%s)", message, detail)
 
-    def _waiting(self) -> int:
-        """Return how much is noted, not cooling, and not in the log yet; stats.waiting says the same."""
-        self.stats.waiting = self._outbox.events_kept + self._coalescer.unsent
-        return self.stats.waiting
-
     async def _run(self, producer: Producer) -> None:
         """The pump: connect, place what is ready, start a flight for each partition that has none."""
         while True:
             await self._rest()
             try:
-                async with asyncio.timeout(self._delivery_timeout_s + self._backoff_s):
-                    client = await producer.ready()
+                client = await producer.ready()
+                async with asyncio.timeout(self._delivery_timeout_s):
                     partitions = len(await client.partitions_for(self._topic))
             except WRITE_ERRORS as error:
                 self._fail(error)
@@ -340,7 +346,6 @@ class ActivityPublisher:
                 if partition not in self._flights:
                     flight = self._fly(partition, producer, client)
                     self._flights[partition] = asyncio.create_task(flight, name=f"lapse-activity-{partition}")
-            self._waiting()
 
     async def _rest(self) -> None:
         """Return when something may be ready, and not before a pause after a failure is over."""
@@ -364,7 +369,7 @@ class ActivityPublisher:
                     delivered = await client.send_batch(batch, self._topic, partition=partition)
                     await delivered
             self._outbox.landed(load)
-            self.stats.records += load.records
+            self._counts.records += load.records
             self._backoff_s = 0.0
             load = None
         except WRITE_ERRORS as error:
@@ -378,7 +383,7 @@ class ActivityPublisher:
 
     def _fail(self, error: BaseException) -> None:
         self._backoff_s = min(max(2 * self._backoff_s, _BACKOFF_S[0]), _BACKOFF_S[1])
-        self.stats.failures += 1
+        self._counts.failures += 1
         self._complain("activity cannot be written and waits", f"{type(error).__name__} {error}")
         self._wake.set()
 

@@ -79,6 +79,10 @@ class Freshness:
         """Return whether both topics were read up to the ends taken after the assignment."""
         return all(progress.caught_up for progress in self._progress.values())
 
+    def has_caught_up(self, source: Source) -> bool:
+        """Return whether a topic was read up to the ends taken after the assignment."""
+        return self._progress[source].caught_up
+
     @property
     def log_time(self) -> int | None:
         """Return what log time has certainly reached in all partitions, epoch ms, or None while that is not known."""

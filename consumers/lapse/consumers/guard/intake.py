@@ -78,6 +78,7 @@ class Intake:
         self.unreadable = 0
         self._topics: dict[Source, str] = {"expiries": topics.expiries, "revocations": topics.revocations}
         self._history: dict[Source, tuple[int, ...]] = {}  # the ends at the guard's start: news is what comes after
+        self._orders: dict[str, None] = {}  # ids of revocations that were news, the last REPORTS_MAX of them
         self._forgotten_at: int | None = None
 
     def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int]) -> None:
@@ -88,6 +89,10 @@ class Intake:
 
     def lose(self, source: Source, reason: str) -> None:
         """Note that the topic is not followed any more; what is known stays."""
+        if self.freshness.has_caught_up(source):
+            self._history[source] = ()  # whatever is not known when it is read anew is news
+        else:
+            self._history.pop(source, None)
         self.freshness.lose(source, reason)
 
     def apply(self, source: Source, partition: int, records: Iterable[LogRecord], at: float) -> None:
@@ -127,17 +132,17 @@ class Intake:
         revocation = parse_revocation(record.value)
         self.broker_clock.received(record.timestamp, at)
         news = self._is_news("revocations", partition, record.offset)
-        changed, closed = self._revoke(revocation, record.timestamp, news)
-        if changed and news:
+        closed = self._revoke(revocation, record.timestamp, news)
+        if news and self._is_first(revocation.id):
             after_ms = self.broker_clock.since(record.timestamp, at)
             self.propagations_ms.append(after_ms)
             self.applied.append(Applied(revocation.id, after_ms, closed))
 
-    def _revoke(self, revocation: Revocation, at: int, news: bool) -> tuple[bool, int]:
-        """Join a revocation; return whether it was new, and how many hooks were called."""
+    def _revoke(self, revocation: Revocation, at: int, news: bool) -> int:
+        """Join a revocation; return how many hooks were called."""
         if revocation.session is not None:
             if not self.denials.revoke_session(revocation.session, revocation.id, at):
-                return False, 0
+                return 0
             ended = Ended(
                 session=revocation.session,
                 subject=revocation.subject,
@@ -147,14 +152,21 @@ class Intake:
                 ending=None,
                 revocation=revocation.id,
             )
-            return True, self.hooks.session_ended(ended, news=news)
+            return self.hooks.session_ended(ended, news=news)
         scope: Scope = EVERYONE if revocation.everyone else (revocation.tenant, revocation.subject)
-        known = self.denials.order(scope, revocation.id)
-        self.denials.cut(scope, revocation.id, at)
+        if not self.denials.cut(scope, revocation.id, at):
+            return 0
         order = self.denials.order(scope, revocation.id)
-        if known is not None or order is None:
-            return False, 0
-        return True, self.hooks.scope_cut(scope, order)
+        return 0 if order is None else self.hooks.scope_cut(scope, order)
+
+    def _is_first(self, revocation: str) -> bool:
+        """Return whether the id was not seen lately: an order without a subject stands in every partition."""
+        if revocation in self._orders:
+            return False
+        self._orders[revocation] = None
+        if len(self._orders) > REPORTS_MAX:
+            del self._orders[next(iter(self._orders))]
+        return True
 
     def _refuse(self, source: Source, partition: int, record: LogRecord, reason: str) -> None:
         topic = self._topics[source]
