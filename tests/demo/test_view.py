@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 from rich.console import Console
 
 from lapse.pipeline.demo.measure import Percentiles
 from lapse.pipeline.demo.observing import Event, Observer
-from lapse.pipeline.demo.people import Crowd
+from lapse.pipeline.demo.people import Crowd, CrowdCounts
 from lapse.pipeline.demo.recompute import Finding, Verdict
 from lapse.pipeline.demo.summary import Result
 from lapse.pipeline.demo.view import FINDINGS_SHOWN, progress, summary, view
@@ -24,7 +25,7 @@ def _result(**changes: object) -> Result:
         "lateness": Percentiles(260.0, 300.5),
         "propagation": Percentiles(2.5, None),
         "accepted_after_end": 0,
-        "refused": {"shop": 3, "billing": 4},
+        "crowd": CrowdCounts(refused=Counter({"shop": 3, "billing": 4})),
     }
     return Result(**(values | changes))  # type: ignore[arg-type]  # the values above, and what a test changes
 

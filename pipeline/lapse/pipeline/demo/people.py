@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, NamedTuple
 
@@ -74,19 +74,18 @@ class CrowdCounts:
     """What the people met with, since the start.
 
     Attributes:
-        requests: answered, whatever the answer.
+        requests: answered, whatever the answer; logins too.
         refused: answered by 401, by service.
         causes: of the refusals, as the services gave them.
         websockets_closed: by the services, because the session had ended.
         failures: requests that failed otherwise (a broken connection, another status).
     """
 
-    requests: int
-    logins: int
-    refused: Counter[ServiceName]
-    causes: Counter[str]
-    websockets_closed: int
-    failures: int
+    requests: int = 0
+    refused: Counter[ServiceName] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+    websockets_closed: int = 0
+    failures: int = 0
 
 
 class _Refused(Exception):
@@ -106,7 +105,7 @@ class Crowd:
     """
 
     def __init__(self, urls: dict[ServiceName, str], size: int = PEOPLE, chance: random.Random | None = None) -> None:
-        self.counts = CrowdCounts(0, 0, Counter(), Counter(), 0, 0)
+        self.counts = CrowdCounts()
         self.logged_in: dict[int, LoggedIn] = {}
         self._urls = urls
         self._size = size
@@ -146,7 +145,7 @@ class Crowd:
         """Live through one session, from its login to its end."""
         answer = await self._clients["shop"].post("/login", json={"subject": subject, "tenant": tenant})
         answer.raise_for_status()
-        self.counts.logins += 1
+        self.counts.requests += 1
         cookie = f"{COOKIE}={answer.cookies[COOKIE]}"
         self.logged_in[number] = LoggedIn(answer.json()["session"], subject, tenant)
         if self._chance.random() >= _SHARE_WITH_WEBSOCKET:

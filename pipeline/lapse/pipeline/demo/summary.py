@@ -27,14 +27,14 @@ class Result:
 
     Attributes:
         verdict: of the audit.
-        refused: requests that the services answered by 401, by service.
+        crowd: what the people met with.
     """
 
     verdict: Verdict
     lateness: Percentiles
     propagation: Percentiles
     accepted_after_end: int
-    refused: Mapping[ServiceName, int]
+    crowd: CrowdCounts
 
     @property
     def is_right(self) -> bool:
@@ -57,7 +57,7 @@ class Result:
             "accepted_after_end": self.accepted_after_end,
             "lateness_ms": self.lateness._asdict(),
             "propagation_ms": self.propagation._asdict(),
-            "refused": sum(self.refused.values()),
+            "refused": sum(self.crowd.refused.values()),
         }
 
 
@@ -98,7 +98,7 @@ async def summarize(
         lateness=measures.lateness(),
         propagation=measures.propagation(stopped_at),
         accepted_after_end=measures.accepted_after_end(),
-        refused=counts.refused,
+        crowd=counts,
     )
 
 

@@ -72,7 +72,12 @@ def summary(result: Result) -> RenderableType:
     table.add_row("sessions", str(verdict.sessions), "")
     for cause, meaning in _MEANINGS.items():
         table.add_row(f"  ended, {cause}", str(verdict.endings.get(cause, 0)), f"[dim]{meaning}[/]")
-    table.add_row("requests refused", str(sum(result.refused.values())), _per_service(result.refused))
+    crowd = result.crowd
+    table.add_row("requests", str(crowd.requests), "[dim]answered, and logins[/]")
+    table.add_row("requests refused", str(sum(crowd.refused.values())), _per_service(crowd.refused))
+    table.add_row("WebSockets closed", str(crowd.websockets_closed), "[dim]by the services, at the session's end[/]")
+    if crowd.failures:
+        table.add_row("requests failed", f"[bold red]{crowd.failures}[/]", "")
     table.add_row("ended early", _zero(len(verdict.early)), "[dim]by a recomputation over the raw topics[/]")
     table.add_row("not ended, though over", _zero(len(verdict.missed)), "[dim]likewise[/]")
     table.add_row(
