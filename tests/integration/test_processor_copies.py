@@ -42,7 +42,7 @@ async def worker(settings: Settings, tmp_path: Path) -> AsyncIterator[WorkerProc
     process.start()
     try:
         async with tail(settings, TopicNames(settings.prefix).activity) as log:
-            await adopted(settings, log)
+            await adopted(settings, log, process)
         yield process
     finally:
         process.end()

@@ -107,10 +107,7 @@ async def working(settings: Settings, worker: WorkerProcess) -> AsyncIterator[No
     """Start the worker, and give it once it is at work in every partition."""
     worker.start()
     async with tail(settings, TopicNames(settings.prefix).activity) as log:
-        try:
-            await adopted(settings, log)
-        except AssertionError as late:
-            raise AssertionError(f"{late}\n{worker.log}") from late
+        await adopted(settings, log, worker)
     yield
 
 

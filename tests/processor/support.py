@@ -36,6 +36,10 @@ class WorkerProcess:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         settings = self.settings
         variables = {
@@ -61,8 +65,7 @@ class WorkerProcess:
         """Wait until its log says so many times that it has restored its partitions."""
         deadline = asyncio.get_running_loop().time() + READY_S
         while self.log.count('"event": "restored"') < times:
-            assert self._process is not None
-            assert self._process.poll() is None, f"it has ended:\n{self.log}"
+            assert self.runs, f"it has ended:\n{self.log}"
             assert asyncio.get_running_loop().time() < deadline, f"not restored in {READY_S} s:\n{self.log}"
             await asyncio.sleep(0.05)
 
@@ -203,10 +206,11 @@ async def prepare(settings: Settings, *policies: Policy) -> None:
             )
 
 
-async def adopted(settings: Settings, log: Log) -> None:
+async def adopted(settings: Settings, log: Log, worker: WorkerProcess) -> None:
     """Wait until every partition has its copy of a policy and a tick: the worker is at work everywhere."""
 
     def everywhere(records: list[ConsumerRecord]) -> bool:
+        assert worker.runs, f"the worker has ended:\n{worker.log}"
         seen = {(record.partition, orjson.loads(record.value)["type"]) for record in records}
         kinds = ("clock.tick", "policy.adopted")
         return all((number, kind) in seen for number in range(settings.partitions) for kind in kinds)

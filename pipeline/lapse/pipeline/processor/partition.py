@@ -30,7 +30,7 @@ from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
 from lapse.pipeline.processor.publishing import Publisher
-from lapse.pipeline.processor.reading import read_range
+from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
 from lapse.pipeline.processor.ticks import Ticker
 from lapse.pipeline.settings import Settings
@@ -45,7 +45,7 @@ _log = structlog.get_logger("lapse.processor")
 _INBOX_BATCHES: Final = 2
 
 # If nothing comes for so long before the partition has caught up, what is left may be only markers of transactions.
-_QUIET_S: Final = 2.0
+_QUIET_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +204,7 @@ class OwnedPartition:
                     await self._moved.wait()
             except TimeoutError:
                 start = self._engine.offset
-                left = await read_range(
-                    self._parts.settings.kafka, name, tp, start, end, deleted_is_fault=False, some=True
-                )
+                left = await holds_records(self._parts.settings.kafka, name, tp, start, end)
                 if not left and self._engine.offset == start:
                     return
 

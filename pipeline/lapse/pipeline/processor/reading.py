@@ -17,11 +17,12 @@ from aiokafka.errors import KafkaError
 from lapse.pipeline.processor.outlet import abandon
 from lapse.schemas import RuntimeFault
 
-__all__ = ["READ_DEADLINE_S", "committed_offsets", "consuming", "read_range", "read_to_end"]
+__all__ = ["READ_DEADLINE_S", "committed_offsets", "consuming", "holds_records", "read_range", "read_to_end"]
 
 # 1,000,000 sessions with their history are read in 1 to 2 s (measured); a hundred times that is not slow, it hangs.
 READ_DEADLINE_S: Final = 180.0
 _FETCH_BYTES: Final = 8 * 1024 * 1024
+_PEEK_BYTES: Final = 4_096
 _POLL_MS: Final = 500
 
 
@@ -38,8 +39,7 @@ async def consuming(bootstrap: str, name: str, **options: Any) -> AsyncIterator[
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        max_partition_fetch_bytes=_FETCH_BYTES,
-        **options,
+        **{"max_partition_fetch_bytes": _FETCH_BYTES, **options},
     )
     try:
         await consumer.start()
@@ -81,13 +81,11 @@ async def read_range(
     stop: int,
     *,
     deleted_is_fault: bool = True,
-    some: bool = False,
 ) -> list[ConsumerRecord]:
     """Return the partition's records with start <= offset < stop. Markers of transactions leave holes in the offsets.
 
     Args:
         deleted_is_fault: whether `start` must still be there; else reading begins with what is.
-        some: return as soon as there are any.
 
     Raises:
         RuntimeFault: the broker fails, or the log no longer holds `start`.
@@ -104,11 +102,30 @@ async def read_range(
             )
         consumer.seek(tp, max(begins, start))
         patience = _Patience(f"{name}: {tp.topic}-{tp.partition}")
-        while await consumer.position(tp) < stop and not (some and found):
+        while await consumer.position(tp) < stop:
             records = (await consumer.getmany(tp, timeout_ms=_POLL_MS)).get(tp, [])
             found += [record for record in records if record.offset < stop]
             patience.check(progress=bool(records))
     return found
+
+
+async def holds_records(bootstrap: str, name: str, tp: TopicPartition, start: int, stop: int) -> bool:
+    """Return whether there is any record with start <= offset < stop, or there are only markers of transactions.
+
+    Raises:
+        RuntimeFault: the broker fails.
+    """
+    async with consuming(bootstrap, name, max_partition_fetch_bytes=_PEEK_BYTES) as consumer:
+        consumer.assign([tp])
+        begins = (await consumer.beginning_offsets([tp]))[tp]
+        consumer.seek(tp, max(begins, start))
+        patience = _Patience(f"{name}: {tp.topic}-{tp.partition}")
+        while await consumer.position(tp) < stop:
+            records = (await consumer.getmany(tp, timeout_ms=_POLL_MS, max_records=1)).get(tp, [])
+            if records:
+                return bool(records[0].offset < stop)
+            patience.check(progress=False)
+    return False
 
 
 async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
