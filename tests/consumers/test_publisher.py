@@ -118,8 +118,9 @@ def test_a_bad_field_is_dropped_and_never_raises() -> None:
     publisher.started(A, "u", attributes=7)  # type: ignore[arg-type]  # what is tested
     publisher.refreshed(A, "u", generation="4")  # type: ignore[arg-type]  # what is tested
     publisher.touched(A, "u", hold_ms="x")  # type: ignore[arg-type]  # what is tested
+    publisher.started(A, "u", attributes={f"{n}" * 30: "x" * 256 for n in range(300)})  # more than a record holds
     assert publisher.take() == []
-    assert publisher.stats.malformed == 5
+    assert publisher.stats.malformed == 6
 
 
 def test_complaints_are_few_however_many_calls_are_wrong(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,16 +142,25 @@ def test_an_event_older_than_the_wire_can_say_is_told_at_the_oldest_age() -> Non
     assert closed.age_ms == 3_600_000
 
 
+def test_a_touch_too_old_to_be_told_counts_as_dropped() -> None:
+    publisher = MemoryPublisher()
+    publisher.touched(A, "u")
+    publisher.clock.advance(3_600_001)
+    assert publisher.take() == []
+    assert (publisher.stats.dropped, publisher.waiting) == (1, 0)
+
+
 async def test_it_may_be_called_from_any_thread() -> None:
     async with ActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100) as publisher:
         threads = [threading.Thread(target=publisher.touched, args=(session, "u")) for session in (A, B)]
         threads += [threading.Thread(target=publisher.closed, args=(A, "u"))]
+        threads += [threading.Thread(target=publisher.closed, args=(None, None))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert not await publisher.flush(0.05)
-        assert publisher.stats.waiting == 3
+        assert (publisher.stats.waiting, publisher.stats.malformed) == (3, 1)
         await publisher.stop(0.0)
 
 

@@ -71,9 +71,9 @@ async def test_a_dead_producer_is_replaced_and_nothing_is_lost(settings: Setting
     ):
         publisher.touched(first, "u-1")
         assert await publisher.flush()
-        assert publisher._producer is not None
+        assert publisher._pump is not None
         # As an out-of-order sequence does it (aiokafka issue 1017): from now on it takes records and sends none.
-        (await publisher._producer.ready())._sender.sender_task.cancel()
+        (await publisher._pump._producer.ready())._sender.sender_task.cancel()
         publisher.touched(second, "u-1")
         told_at = time.monotonic()
         assert await publisher.flush(15.0)

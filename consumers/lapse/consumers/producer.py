@@ -70,12 +70,14 @@ class Producer:
                 self._current = fresh
             return self._current
 
-    async def give_up(self, dead: AIOKafkaProducer) -> None:
-        """Abandon the producer, if it is still the current one, with whatever it has not delivered."""
-        if self._current is dead:
-            self._current = None
-            self.replaced += 1
-            await _abandon(dead)
+    async def give_up(self, dead: AIOKafkaProducer) -> bool:
+        """Abandon the producer with whatever it has not delivered; return whether it was still the current one."""
+        if self._current is not dead:
+            return False
+        self._current = None
+        self.replaced += 1
+        await _abandon(dead)
+        return True
 
     async def close(self) -> None:
         """Abandon the current producer. Who wants what was sent to arrive has awaited it before."""

@@ -1,17 +1,12 @@
 """How does a service tell what its users do, without ever waiting for it?
 
-The methods only note: they return at once, never raise, and never touch the network. One task, the pump, writes what
-is ready. Per partition at most one batch is in flight; what comes meanwhile waits here and joins, so the batches grow
-with the load. A batch that is not acknowledged within `delivery_timeout_ms` is lost: its producer is given up, its
-content goes back to where it was, and is written anew, with ages taken anew. A batch that did arrive after all is
-harmless, for every activity counts by the maximum or once; if the broker wrote it late, its instants look younger by
-that delay at most.
+The methods only note: they return at once, never raise, and never touch the network. What is wrong is dropped, counted
+and logged without its value. The pump (pump.py) writes what is ready in the order that outbox.py says. The methods may
+be called from any thread, also from before the start.
 """
 
 import asyncio
-import contextlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +14,16 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from aiokafka import AIOKafkaProducer
 from pydantic import ValidationError
 
 from lapse.consumers.activity.coalescer import SESSIONS_MAX, Coalescer
-from lapse.consumers.activity.outbox import EVENTS_MAX, Load, Outbox
+from lapse.consumers.activity.outbox import EVENTS_MAX, Outbox
 from lapse.consumers.activity.packing import Activity, Event
-from lapse.consumers.producer import WRITE_ERRORS, Producer
+from lapse.consumers.activity.pump import Pump
+from lapse.consumers.producer import Producer
 from lapse.schemas import (
     NAME_LENGTH_MAX,
+    RECORD_BYTES_MAX,
     ConfigError,
     SessionClosed,
     SessionElevated,
@@ -35,6 +31,7 @@ from lapse.schemas import (
     SessionStarted,
     SessionTouched,
     TopicNames,
+    encode,
     is_session_reference,
     subject_key,
 )
@@ -43,10 +40,11 @@ __all__ = ["ActivityPublisher", "PublisherStats"]
 
 _log = logging.getLogger("lapse.consumers")
 
-_BACKOFF_S: Final = (0.05, 2.0)
-"""Pause after a failed write: doubled up to the second, with jitter, so that an estate does not return as one."""
-
 _COMPLAINT_INTERVAL_MS: Final = 10_000.0
+
+
+_AGE_BYTES_MAX: Final = 20
+"""By how much a record may grow with its age: an integer of 64 bits."""
 
 
 def _monotonic_ms() -> float:
@@ -62,7 +60,7 @@ class PublisherStats:
         records: records that stand in the log.
         malformed: calls dropped because an argument cannot be one (a session that is no reference, a name too long).
         dropped: activities dropped because SESSIONS_MAX or EVENTS_MAX was reached, or too old to be told.
-        failures: batches that had to be written anew.
+        failures: producers that were given up, and attempts to connect that failed; nothing is lost by them.
         waiting: sessions and events that are to be written now.
     """
 
@@ -115,14 +113,10 @@ class ActivityPublisher:
         self._clock = clock
         self._topic = TopicNames(prefix).activity
         self._delivery_timeout_s = delivery_timeout_ms / 1000
+        self._settings = {**(client or {}), "bootstrap_servers": bootstrap_servers}
         self._coalescer = Coalescer(touch_interval_ms, sessions_max)
         self._outbox = Outbox(self._coalescer, service=service, touch_interval_ms=touch_interval_ms, clock=clock)
-        self._flights: dict[int, asyncio.Task[None]] = {}
-        self._wake = asyncio.Event()
-        self._backoff_s = 0.0
-        self._settings = {**(client or {}), "bootstrap_servers": bootstrap_servers}
-        self._producer: Producer | None = None
-        self._pump: asyncio.Task[None] | None = None
+        self._pump: Pump | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
         self._complained: dict[str, float] = {}
@@ -140,20 +134,26 @@ class ActivityPublisher:
         """Start writing. It does not wait for a broker: a service starts whether Kafka is there or not."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._producer = Producer(self._settings, f"lapse-activity-{self.service}")
-        self._pump = asyncio.create_task(self._run(self._producer), name="lapse-activity")
+        self._pump = Pump(
+            Producer(self._settings, f"lapse-activity-{self.service}"),
+            self._topic,
+            self._outbox,
+            self._coalescer,
+            delivery_timeout_s=self._delivery_timeout_s,
+            clock=self._clock,
+            complain=self._complain,
+        )
+        self._pump.start()
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Write what is waiting, for at most timeout_s, and stop."""
-        if self._pump is None or self._producer is None:
+        if self._pump is None:
             return
         await self.flush(timeout_s)
-        tasks = [self._pump, *self._flights.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._producer.close()
-        self._pump = self._producer = self._loop = None
+        await self._pump.stop()
+        self._counts.records += self._pump.records
+        self._counts.failures += self._pump.failures
+        self._pump = self._loop = None
 
     async def flush(self, timeout_s: float = 5.0) -> bool:
         """Write all that is noted, also what still cools; return whether it stands in the log within timeout_s."""
@@ -162,7 +162,7 @@ class ActivityPublisher:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.waiting:
-                    self._wake.set()
+                    self._woken()
                     await asyncio.sleep(0.002)
         except TimeoutError:
             _log.warning("activity not written within %g s: %d sessions and events", timeout_s, self.waiting)
@@ -177,8 +177,12 @@ class ActivityPublisher:
     @property
     def stats(self) -> PublisherStats:
         """Return what it has done by now."""
-        dropped = self._counts.dropped + self._coalescer.expired
-        return replace(self._counts, dropped=dropped, waiting=self.waiting)
+        stats = replace(self._counts, waiting=self.waiting)
+        stats.dropped += self._coalescer.expired
+        if self._pump is not None:
+            stats.records += self._pump.records
+            stats.failures += self._pump.failures
+        return stats
 
     def started(
         self,
@@ -225,15 +229,7 @@ class ActivityPublisher:
         """
         self._counts.touches += 1
         now = self._clock()
-        try:
-            if threading.get_ident() != self._thread and self._loop is not None:
-                self._loop.call_soon_threadsafe(
-                    self._touch, session, subject, tenant, now, hold_ms, session_age_ms, device, network
-                )
-            else:
-                self._touch(session, subject, tenant, now, hold_ms, session_age_ms, device, network)
-        except Exception:
-            self._drop("malformed", "a touch was dropped: an argument is of a wrong type or the loop is closed")
+        self._enter(self._touch, session, subject, tenant, now, hold_ms, session_age_ms, device, network)
 
     def refreshed(
         self, session: str, subject: str, *, tenant: str | None = None, generation: int | None = None
@@ -251,7 +247,30 @@ class ActivityPublisher:
         """Note that the subject logged out."""
         self._note(SessionClosed, session, subject, tenant)
 
+    def _note(self, kind: type[Activity], session: str, subject: str, tenant: str | None, **fields: object) -> None:
+        self._enter(self._add, kind, session, subject, tenant, self._clock(), fields)
+
+    def _enter(self, note: Callable[..., None], *args: object) -> None:
+        """Go on in the loop's thread: at once, where this is it."""
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._attempt(note, *args)
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._attempt, note, *args)
+        except RuntimeError:
+            self._drop("dropped", "activity is dropped: the service's event loop is closed")
+
     # What follows runs in the loop's thread only.
+
+    def _attempt(self, note: Callable[..., None], *args: object) -> None:
+        try:
+            note(*args)
+        except Exception:  # whatever is wrong with an argument: a request must not fail for it
+            self._drop("malformed", "activity was dropped: an argument is of a wrong type")
+
+    def _woken(self) -> None:
+        if self._pump is not None:
+            self._pump.wake()
 
     def _touch(
         self,
@@ -276,19 +295,9 @@ class ActivityPublisher:
             return
         dropped = self._coalescer.dropped
         if self._coalescer.touch(session, subject, tenant, now):
-            self._wake.set()
+            self._woken()
         elif self._coalescer.dropped != dropped:
             self._drop("dropped", "touches of further sessions are dropped: sessions_max is reached")
-
-    def _note(self, kind: type[Activity], session: str, subject: str, tenant: str | None, **fields: object) -> None:
-        now = self._clock()
-        try:
-            if threading.get_ident() != self._thread and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._add, kind, session, subject, tenant, now, fields)
-            else:
-                self._add(kind, session, subject, tenant, now, fields)
-        except Exception:
-            self._drop("malformed", f"{kind.__name__} was dropped: an argument is wrong or the loop is closed")
 
     def _add(
         self,
@@ -306,6 +315,8 @@ class ActivityPublisher:
             names_are_right = _are_names(session, subject, tenant)
             values = {"session": session, "subject": subject, "tenant": tenant, "service": self.service, "age_ms": 0}
             activity = kind.model_validate({**values, **fields}) if names_are_right else None
+            if activity is not None and len(encode(activity)) > RECORD_BYTES_MAX - _AGE_BYTES_MAX:
+                activity = None
         except (ValidationError, TypeError):
             activity = None  # the error would repeat the value, which may be a secret
         if activity is None:
@@ -316,7 +327,7 @@ class ActivityPublisher:
         elif kind is not SessionRefreshed:
             self._coalescer.told(session, subject, tenant, now)
         self._outbox.add(Event(activity, now))
-        self._wake.set()
+        self._woken()
 
     def _drop(self, counter: Literal["malformed", "dropped"], message: str) -> None:
         """Count what is dropped, and say so without the value, which may be a secret."""
@@ -330,62 +341,6 @@ class ActivityPublisher:
         if now - self._complained.get(message, -_COMPLAINT_INTERVAL_MS) >= _COMPLAINT_INTERVAL_MS:
             self._complained[message] = now
             _log.warning("%s (%s)", message, detail)
-
-    async def _run(self, producer: Producer) -> None:
-        """The pump: connect, place what is ready, start a flight for each partition that has none."""
-        while True:
-            await self._rest()
-            try:
-                client = await producer.ready()
-                async with asyncio.timeout(self._delivery_timeout_s):
-                    partitions = len(await client.partitions_for(self._topic))
-            except WRITE_ERRORS as error:
-                self._fail(error)
-                continue
-            for partition in self._outbox.place(partitions):
-                if partition not in self._flights:
-                    flight = self._fly(partition, producer, client)
-                    self._flights[partition] = asyncio.create_task(flight, name=f"lapse-activity-{partition}")
-
-    async def _rest(self) -> None:
-        """Return when something may be ready, and not before a pause after a failure is over."""
-        if self._backoff_s:
-            await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
-        cooled_at = self._coalescer.next_at()
-        timeout = None if cooled_at is None else max(0.0, cooled_at - self._clock()) / 1000
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._wake.wait()
-        self._wake.clear()
-
-    async def _fly(self, partition: int, producer: Producer, client: AIOKafkaProducer) -> None:
-        """Write one batch of the partition, and note what became of it."""
-        load: Load | None = None
-        try:
-            async with asyncio.timeout(self._delivery_timeout_s):
-                batch = client.create_batch()
-                load = self._outbox.load(partition, batch)
-                if load.records:
-                    delivered = await client.send_batch(batch, self._topic, partition=partition)
-                    await delivered
-            self._outbox.landed(load)
-            self._counts.records += load.records
-            self._backoff_s = 0.0
-            load = None
-        except WRITE_ERRORS as error:
-            self._fail(error)
-            await producer.give_up(client)
-        finally:
-            if load is not None:
-                self._outbox.lost(load)
-            del self._flights[partition]
-            self._wake.set()
-
-    def _fail(self, error: BaseException) -> None:
-        self._backoff_s = min(max(2 * self._backoff_s, _BACKOFF_S[0]), _BACKOFF_S[1])
-        self._counts.failures += 1
-        self._complain("activity cannot be written and waits", f"{type(error).__name__} {error}")
-        self._wake.set()
 
 
 def _are_names(session: str, subject: str, tenant: str | None) -> bool:
