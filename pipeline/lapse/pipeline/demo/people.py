@@ -29,9 +29,9 @@ from lapse.pipeline.demo.services import SERVICES, ServiceName
 
 __all__ = ["PEOPLE", "Crowd", "CrowdCounts", "LoggedIn"]
 
-PEOPLE: Final = 300
-"""Devices in use at a time, each with a session most of the time. 300 that act every 2.2 s are 136 requests a second:
-at about 2 ms of one core for a request and its answer, a quarter of a core."""
+PEOPLE: Final = 240
+"""Devices in use at a time, each with a session most of the time. 240 that act every 2.2 s are 109 requests a second:
+at about 4 ms of one core for a request and its answer, half of a core."""
 
 PAUSE_S: Final = (0.8, 3.6)
 """Between two acts of one person; always below the idle timeout of 4 s, by the longest time a request may take."""
@@ -49,7 +49,7 @@ _LEAVES: Final = 0.04  # the chance of it at each act: half of all people do wit
 _WANDERS: Final = 0.05
 _SAYS_ON_WEBSOCKET: Final = 0.3
 _REQUEST_TIMEOUT_S: Final = 10.0
-_CONNECTIONS_MAX: Final = 100  # a service; at 70 requests a second of 10 ms it needs one on average
+_CONNECTIONS_MAX: Final = 100  # a service; at 55 requests a second of 10 ms it needs one on average
 _TENANTS: Final = ("acme", "initech", "umbrella")
 _CLOSED_BY_LAPSE: Final = 4001
 _UNAUTHORIZED: Final = 401

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import sys
 from pathlib import Path
@@ -40,6 +41,10 @@ class _TellingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What was imported stays: looking through it again and again would hold the loop for tens of milliseconds, in
+        # which nothing is refused (measured: 60,000 objects, 70 ms a full collection; none of it after this).
+        gc.collect()
+        gc.freeze()
         if self.started and sockets:
             sys.stdout.write(orjson.dumps({"port": sockets[0].getsockname()[1]}).decode() + "\n")
             sys.stdout.flush()
