@@ -62,6 +62,8 @@ BAD: dict[str, bytes | None] = {
     "an attribute is a number": orjson.dumps(started() | {"attributes": {"role": 1}}),
     "token life 0": orjson.dumps(started() | {"token_life_ms": 0}),
     "nested 10,000 deep": b'{"type":"session.touched","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "objects nested 10,000 deep": b'{"x":' * 10_000 + b"1" + b"}" * 10_000,
+    "nested 10,000 deep before its type": b'{"x":' + b"[" * 10_000 + b"]" * 10_000 + b',"type":"session.touched"}',
     "nested 17 deep": orjson.dumps(touched() | {"x": orjson.loads(b"[" * 16 + b"]" * 16)}),
     "2 MB": orjson.dumps(touched() | {"x": "y" * 2_000_000}),
     "over 64 KiB": orjson.dumps(touched() | {"x": "y" * 65_536}),

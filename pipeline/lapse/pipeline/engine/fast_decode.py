@@ -23,8 +23,11 @@ from lapse.schemas import NAME_LENGTH_MAX, PACKED_ENTRIES_MAX
 
 __all__ = ["NotPlain", "PackedRow", "PlainPacked", "PlainTouch", "decode_plain"]
 
-NotPlain = (msgspec.DecodeError, UnicodeDecodeError)
-"""What `decode_plain` raises when the models have to decide (`msgspec.ValidationError` is a `DecodeError`)."""
+NotPlain = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `decode_plain` raises when the models have to decide (`msgspec.ValidationError` is a `DecodeError`).
+
+While it looks for the `type` it steps over whatever comes before, by recursion: that ends at Python's own limit.
+"""
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
