@@ -42,6 +42,9 @@ WANDERS_S: Final = (5.0, 9.0)
 AWAY_S: Final = (0.5, 3.0)
 """Between leaving, or being refused, and the next login."""
 
+ARRIVE_WITHIN_S: Final = 6.0
+"""A login costs a service twice what a click does: all people at one instant would be a load that no minute has."""
+
 _DEVICES: Final = 2
 _SHARE_WITH_SECOND_DEVICE: Final = 0.2
 _SHARE_WITH_WEBSOCKET: Final = 0.1
@@ -133,8 +136,7 @@ class Crowd:
         """Be one device of one person, for ever."""
         second = self._chance.random() < _SHARE_WITH_SECOND_DEVICE and number % _DEVICES == 1
         subject = f"person-{number - 1 if second else number}"
-        # Nobody begins at the same instant as everybody else.
-        await asyncio.sleep(self._chance.uniform(0, PAUSE_S[1]))
+        await asyncio.sleep(self._chance.uniform(0, ARRIVE_WITHIN_S))
         while True:
             with contextlib.suppress(_Refused, httpx2.HTTPError, OSError):
                 await self._be_logged_in(number, subject, _TENANTS[number // _DEVICES % len(_TENANTS)])
