@@ -42,6 +42,7 @@ class Producer:
         self._name = name
         self._current: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
+        self._endings: set[asyncio.Task[None]] = set()
         self.replaced = 0
 
     async def ready(self) -> AIOKafkaProducer:
@@ -65,7 +66,7 @@ class Producer:
                     async with asyncio.timeout(_START_TIMEOUT_S):
                         await fresh.start()
                 except BaseException:
-                    await _abandon(fresh)
+                    await self._end(fresh)
                     raise
                 self._current = fresh
             return self._current
@@ -76,14 +77,22 @@ class Producer:
             return False
         self._current = None
         self.replaced += 1
-        await _abandon(dead)
+        await self._end(dead)
         return True
 
     async def close(self) -> None:
         """Abandon the current producer. Who wants what was sent to arrive has awaited it before."""
         current, self._current = self._current, None
         if current is not None:
-            await _abandon(current)
+            await self._end(current)
+        await asyncio.gather(*self._endings, return_exceptions=True)
+
+    async def _end(self, producer: AIOKafkaProducer) -> None:
+        """End a producer in a task of its own: whoever waits may be cancelled, the producer must not be left half."""
+        ending = asyncio.create_task(_abandon(producer))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        await asyncio.shield(ending)
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:
