@@ -52,6 +52,7 @@ class Estate:
         self._directory = directory
         self._variables = variables
         self._process: subprocess.Popen[bytes] | None = None
+        self._at_rest = True
         self._readers: dict[str, RawReader] = {}
         self.writer = RawWriter(self.bootstrap, self.prefix)
 
@@ -59,6 +60,7 @@ class Estate:
 
     def start(self) -> None:
         """Start the worker, and return at once."""
+        self._at_rest = False
         command = program(
             "run", "--partitions", str(PARTITIONS), "--directory", str(self._directory / ".lapse"),
             "--metrics-port", str(self.metrics_port), *flags_of(self.settings),
@@ -81,8 +83,6 @@ class Estate:
         before = len(self.activity.to_end())
 
         def everywhere(records: list[Stored]) -> bool:
-            assert self._process is not None
-            assert self._process.poll() is None, self.log
             kinds = [(record.partition, record.json["type"]) for record in records[before:] if _is_control(record)]
             return all(
                 (number, "clock.tick") in kinds and kinds.count((number, "policy.adopted")) >= policies
@@ -90,6 +90,9 @@ class Estate:
             )
 
         self.activity.until(everywhere, f"a tick and {policies} policies in every partition\n{self.log}")
+
+    def _alive(self) -> None:
+        assert self._at_rest or self.running, f"the worker has ended by itself:\n{self._tail()}"
 
     @property
     def running(self) -> bool:
@@ -111,6 +114,7 @@ class Estate:
 
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
+        self._at_rest = True
         self._process.send_signal(number)
         return self._process.wait(PATIENCE_S)
 
@@ -119,7 +123,7 @@ class Estate:
     def read(self, topic: str) -> RawReader:
         """Return this estate's reader of a topic."""
         if topic not in self._readers:
-            self._readers[topic] = RawReader(self.bootstrap, self.prefix, topic)
+            self._readers[topic] = RawReader(self.bootstrap, self.prefix, topic, self._alive)
         return self._readers[topic]
 
     @property

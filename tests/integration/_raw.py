@@ -148,7 +148,9 @@ def _key_of(record: Mapping[str, Any]) -> bytes:
 class RawReader:
     """Reads a topic from its beginning on, further with each `until`; checks values against the published schema."""
 
-    def __init__(self, bootstrap: str, prefix: str, topic: str) -> None:
+    def __init__(self, bootstrap: str, prefix: str, topic: str, alive: Callable[[], None] = lambda: None) -> None:
+        """Args: alive: raises where it is in vain to wait for more."""
+        self._alive = alive
         self.name = f"{prefix}{topic}"
         self.records: list[Stored] = []
         # Of activity and revocations anything may be there: tests put it there.
@@ -178,6 +180,7 @@ class RawReader:
         deadline = time.monotonic() + PATIENCE_S
         while not enough(self.records):
             assert time.monotonic() < deadline, f"{self.name}: not in {PATIENCE_S} s: {what}"
+            self._alive()
             self._more()
         return self.records
 

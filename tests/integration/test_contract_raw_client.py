@@ -66,7 +66,7 @@ def test_a_session_ends_as_idle_counted_from_its_last_touch(estate: Estate, subj
     (session,) = session_names(1)
     _, touch, _ = estate.writer.activities(
         [
-            about("session.started", session, subject, tenant, age_ms=800, policy="brief"),
+            about("session.started", session, subject, tenant, age_ms=500, policy="brief"),
             about("session.touched", session, subject, tenant),
             about("session.refreshed", session, subject, tenant, generation=2),
         ]
@@ -175,6 +175,16 @@ def test_activity_after_the_end_is_reported_once_with_the_service_that_accepted_
     assert (violation["service"], violation["ending"]) == ("legacy", ending["id"])
     assert violation["ended_at"] == ending["decided_at"]
     assert violation["active_at"] == touches[-1].stamp
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_client_may_compress_as_it_likes(estate: Estate, codec: str) -> None:
+    (session,) = session_names(1)
+    writer = estate.written_by(compression_type=codec)
+    touches = [about("session.touched", session)] * 50
+    writer.activities([about("session.started", session, policy="office"), *touches, about("session.closed", session)])
+    (ending,) = estate.endings(session)
+    assert ending["cause"] == "closed"
 
 
 def test_nothing_of_this_had_to_be_forwarded_or_refused(estate: Estate) -> None:
