@@ -84,6 +84,7 @@ class OwnedPartition:
         self._lock = asyncio.Lock()
         self._checkpointing = asyncio.Lock()
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
+        self._refuses = False
         self._moved = asyncio.Event()
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -119,8 +120,9 @@ class OwnedPartition:
         self._spawn("checkpoint", self._checkpoint_all())
 
     async def offer(self, records: Sequence[ConsumerRecord]) -> None:
-        """Take a batch over, in log order. Waits while enough batches do."""
-        await self._inbox.put(records)
+        """Take a batch over, in log order. Waits while enough batches do; afterwards it is the next owner's."""
+        if not self._refuses:
+            await self._inbox.put(records)
 
     async def close(self, *, checkpoint: bool, deadline_s: float) -> None:
         """End the ownership, with a last checkpoint where that is wanted and comes through in time.
@@ -139,14 +141,14 @@ class OwnedPartition:
         except Fenced:
             _log.info("closed; another owner has begun", partition=self.number)
         finally:
-            self._cancel(*self._tasks)
+            self._end_tasks()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             await self._writer.stop()
 
     def fall_silent(self) -> None:
         """Write nothing more: another owner has begun."""
         self._parts.copier.disown(self.number)
-        self._cancel(*self._tasks)
+        self._end_tasks()
 
     async def _apply_all(self) -> None:
         while True:
@@ -257,6 +259,13 @@ class OwnedPartition:
             self._lost(self.number)
         else:
             self._fault(error or InvariantError(f"{task.get_name()} ended by itself"))
+
+    def _end_tasks(self) -> None:
+        self._cancel(*self._tasks)
+        # Nobody applies any more: whoever waits to hand over a batch must not wait for ever.
+        self._refuses = True
+        while not self._inbox.empty():
+            self._inbox.get_nowait()
 
     def _cancel(self, *names: str) -> None:
         for name in names:

@@ -12,7 +12,6 @@ and waits for it (step 3), so that no state is saved that has forgotten an endin
 """
 
 import asyncio
-from collections.abc import Iterable
 from typing import Final
 
 from aiokafka.structs import RecordMetadata
@@ -28,8 +27,8 @@ __all__ = ["WATERMARK_INTERVAL_MS", "WATERMARK_KEY", "Publisher", "dead_letter_k
 WATERMARK_KEY: Final = b"watermark"
 WATERMARK_INTERVAL_MS: Final = 1_000
 
-# Done futures are dropped when so many have gathered, so that the list stays short between two checkpoints: a burst of
-# 100,000 endings would else keep 100,000 of them (some 20 MB) for the length of an interval.
+# What stands in the log is dropped when so many have gathered, so that the list stays short where endings come one by
+# one for the length of an interval (a burst of them is a few batches).
 _PRUNE_AT: Final = 4_096
 
 
@@ -57,15 +56,10 @@ class Publisher:
             RuntimeFault: the producer has failed.
         """
         topics = self._topics
-        for ending in effects.endings:
-            await self._send(topics.expiries, encode(ending), ending.session.encode())
-            self._metrics.ended(ending)
-        for warning in effects.warnings:
-            await self._send(topics.warnings, encode(warning), warning.session.encode())
-        for violation in effects.violations:
-            await self._send(topics.violations, encode(violation), violation.session.encode())
-        for letter in effects.dead_letters:
-            await self._send(topics.dead_letters, encode(letter), dead_letter_key(letter))
+        await self._append(topics.expiries, [(one.session.encode(), encode(one)) for one in effects.endings])
+        await self._append(topics.warnings, [(one.session.encode(), encode(one)) for one in effects.warnings])
+        await self._append(topics.violations, [(one.session.encode(), encode(one)) for one in effects.violations])
+        await self._append(topics.dead_letters, [(dead_letter_key(one), encode(one)) for one in effects.dead_letters])
         self._metrics.published(effects)
 
     async def watermark(self, as_of: int) -> None:
@@ -78,7 +72,7 @@ class Publisher:
         behind = now_ms - self._next_watermark_ms > WATERMARK_INTERVAL_MS
         self._next_watermark_ms = (now_ms if behind else self._next_watermark_ms) + WATERMARK_INTERVAL_MS
         self._as_of = as_of
-        await self._send(self._topics.expiries, encode(Watermark(as_of=as_of)), WATERMARK_KEY)
+        await self._append(self._topics.expiries, [(WATERMARK_KEY, encode(Watermark(as_of=as_of)))])
 
     def depends_on(self, sent: "asyncio.Future[RecordMetadata]") -> None:
         """Let the next checkpoint wait for this append too."""
@@ -90,15 +84,13 @@ class Publisher:
         self._unacknowledged = []
         return taken
 
-    async def _send(self, topic: str, value: bytes, key: bytes) -> None:
+    async def _append(self, topic: str, records: list[tuple[bytes, bytes]]) -> None:
+        if not records:
+            return
         if len(self._unacknowledged) >= _PRUNE_AT:
-            self._unacknowledged = list(_not_done_well(self._unacknowledged))
-        self._unacknowledged.append(await self._outlet.send(topic, self._partition, value, key))
+            self._unacknowledged = [sent for sent in self._unacknowledged if not _stands(sent)]
+        self._unacknowledged += await self._outlet.send_many(topic, self._partition, records)
 
 
-def _not_done_well(
-    futures: "Iterable[asyncio.Future[RecordMetadata]]",
-) -> "Iterable[asyncio.Future[RecordMetadata]]":
-    for future in futures:
-        if not future.done() or future.cancelled() or future.exception() is not None:
-            yield future
+def _stands(sent: "asyncio.Future[RecordMetadata]") -> bool:
+    return sent.done() and not sent.cancelled() and sent.exception() is None
