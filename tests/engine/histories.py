@@ -38,7 +38,7 @@ PARTITIONS = 2
 REACH_MS = 60_000  # walks to an instant farther than this are not worth their ticks
 SERVICES = ("web", "legacy")
 NAMES = ("default", "p1", "p2")
-IDLE_MS = (None, 1000, 2000, 5000, 9000)
+IDLE_MS = (None, 1000, 2000, 3000, 5000, 8000)
 ABSOLUTE_MS = (None, 3000, 8000, 15_000, 40_000)
 WARN_MS = (None, None, 500, 2000, 6000)
 HOLD_MS = (None, 500, 3000)
@@ -71,7 +71,7 @@ def random_settings(rng: random.Random) -> EngineSettings:
     return settings(
         partitions=PARTITIONS,
         age_max_ms=20_000,
-        ended_memory_ms=rng.choice((4000, 8000)),
+        ended_memory_ms=rng.choice((4000, 15_000)),
         session_life_max_ms=rng.choice((9000, 30_000)),
         gap_grace_ms=rng.choice((2000, 5000)),
         adopt_unknown=rng.random() < 0.8,
@@ -191,10 +191,12 @@ class History:
     # Activity.
 
     def _session(self) -> str:
-        """Return a session's name in the tests; mostly a live one."""
-        if self.oracle.live and self.rng.random() < 0.5:
-            live = self.rng.choice(sorted(self.oracle.live))
-            return next(name for name in self._owners if ref(name) == live)
+        """Return a session's name in the tests; mostly a live one, often one that has ended."""
+        kind = self.rng.random()
+        known = sorted(self.oracle.live) if kind < 0.5 else sorted(self.oracle.ended) if kind < 0.65 else []
+        if known:
+            session = self.rng.choice(known)
+            return next(name for name in self._owners if ref(name) == session)
         return self.rng.choice(list(self._owners))
 
     def _who(self) -> JsonObject:
@@ -343,12 +345,13 @@ class History:
             up = self._stamp - hold.before_at + rng.choice((-1, 0, 1, -3000))
         elif rng.random() < 0.1:
             up = rng.choice((0, 900, -1))
-        prev = previous if rng.random() < 0.9 else rng.choice((None, previous - 1))
-        ack = (
-            rng.choice((None, previous - 1, previous + 1001))
-            if rng.random() < 0.2
-            else previous + rng.choice((0, 3, 1000))
-        )
+        prev: int | None = previous
+        ack: int | None = previous + rng.choice((0, 3, 1000))
+        if rng.random() < (0.6 if hold is not None and hold.phase == "await ack" else 0.1):  # it proves nothing
+            fault = rng.choice(("prev", "prev", "ack", "epoch"))
+            prev = rng.choice((None, previous - 1)) if fault == "prev" else prev
+            ack = rng.choice((None, previous - 1, previous + 1001)) if fault == "ack" else ack
+            self._epoch += fault == "epoch"
         epoch = self._epoch - (rng.choice((1, 3)) if rng.random() < 0.06 else 0)
         return tick(self._mono, epoch=epoch, up_ms=up, prev_ms=prev, ack_ms=ack)
 

@@ -58,7 +58,7 @@ def replay(
             assert checkpoint.offset == engine.offset
             assert checkpoint.records[-1][0] == b"m"
             state += checkpoint.records
-        if rng.random() < 0.08:
+        if rng.random() < 0.12:
             engine, watermark = _restored(engine_class, settings, state, rng)
 
 

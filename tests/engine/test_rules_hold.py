@@ -103,7 +103,7 @@ def test_an_acknowledgement_of_another_tick_proves_nothing() -> None:
     """The tick after it shows that *it* was acknowledged."""
     p = until_8000()
     p.tick(12_000)
-    p.tick(13_000, prev_ms=11_900, ack_ms=11_901)
+    p.tick(13_000, prev_ms=11_900, ack_ms=12_003)
     p.tick(13_100)
     assert p.is_live()
 
@@ -257,10 +257,13 @@ def test_a_joined_touch_counts_if_its_pause_is_below_the_idle_timeout(pause_ms: 
 
 
 def test_since_is_at_least_the_touchs_own_age() -> None:
-    """`since_ms` (age of the first one)."""
+    """`since_ms` (age of the first one): the first cannot be younger than the last."""
     p = until_8000()
-    p.add(11_100, touched(age_ms=1100, since_ms=3))  # the first cannot be younger than the last
-    assert p.last_seen() == 0
+    p.add(11_100, touched(age_ms=1101, since_ms=3))
+    assert p.last_seen() == 9999
+    q = until_8000()
+    q.add(11_100, touched(age_ms=1100, since_ms=3))
+    assert q.last_seen() == 0
 
 
 def test_outside_a_hold_a_joined_touch_must_still_be_in_the_grace() -> None:
@@ -313,3 +316,37 @@ def test_a_close_in_a_hold_is_in_time() -> None:
     (ending,) = q.add(12_001, closed()).endings
     assert ending.cause == Cause.CLOSED
     assert q.add(12_002, tick(1)).endings == []
+
+
+def test_an_ending_that_is_made_due_after_a_hold_is_not_held() -> None:
+    """An ending that a hold delayed at all says `held: true`. (And no other.)"""
+    p = Partition(default_policy(None, ABSOLUTE))
+    p.add(0, started())
+    p.tick(4000, up_ms=0)
+    ticks(p, 5000, 9500)  # the hold was over at 9000
+    p.add(9500, default_policy(3000, ABSOLUTE, version=2))
+    p.tick(9501)
+    assert (p.ending.cause, p.ending.due_at, p.ending.held) == (Cause.IDLE, at(3000), False)
+
+
+def test_to_ask_what_is_next_in_a_hold_loses_nobody() -> None:
+    """Idle endings are held until the stamp has moved `gap_grace_ms` past the jump. (And then they come.)"""
+    p = until_8000()
+    p.add(12_000, started("old", age_ms=11_000))  # in the hold, and due before it
+    for ms in range(12_500, 20_000, 500):
+        p.tick(ms, up_ms=0)
+        p.engine.next_due_at()
+    assert sorted(e.session for e in p.endings) == [ref("old"), ref("s")]
+    assert all(e.held and e.decided_at == at(17_000) for e in p.endings)
+
+
+def test_a_first_tick_that_comes_after_the_grace_of_the_gap_ends_the_hold() -> None:
+    """A hold begins, until the owner's next tick; idle endings are held until the stamp has moved `gap_grace_ms` past
+    the jump: both are over here."""
+    p = until_8000()
+    for ms in (12_000, 14_500, 16_900):
+        p.add(ms, touched("other"))
+    p.tick(17_100, up_ms=0)
+    assert p.is_live()
+    p.add(17_100, touched("other"))
+    assert (p.ending.held, p.ending.decided_at) == (True, at(17_100))

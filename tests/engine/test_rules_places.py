@@ -22,6 +22,7 @@ from tests.engine.records import (
     packed,
     ref,
     refreshed,
+    revocation_ordered,
     started,
     subject_of,
     touched,
@@ -259,3 +260,43 @@ def test_partition_of_is_what_places_a_tenants_subject() -> None:
     assert p.add(0, started("a", subject=subject)).forwards
     assert not p.add(0, started("b", subject=subject, tenant="acme")).forwards
     assert p.is_live("b")
+
+
+def test_what_a_forwarded_record_makes_due_is_settled_by_itself() -> None:
+    """It is applied, by the stamp it had, before its own record settles anything."""
+    p = two()
+    p.tick_until(20_000)
+    (ending,) = p.add(20_000, forwarded(started(subject=HERE, age_ms=15_000), 5, 5001)).endings
+    assert (ending.cause, ending.due_at, ending.decided_at) == (Cause.IDLE, at(15_000), at(20_000))
+
+
+@pytest.mark.parametrize(
+    ("stamp", "cause", "due"), [(ABSOLUTE - 1, "closed", ABSOLUTE - 10), (ABSOLUTE, "absolute", ABSOLUTE)]
+)
+def test_a_forwarded_close_is_in_time_by_the_stamp_it_had(stamp: int, cause: str, due: int) -> None:
+    """It is applied, by the stamp it had; for the absolute limit the grace is 0: nothing can move it."""
+    p = Partition(default_policy(None, ABSOLUTE), partitions=2)
+    p.add(0, started(subject=HERE))
+    p.tick_until(ABSOLUTE - 1)
+    p.add(ABSOLUTE + 300, forwarded(closed(subject=HERE, age_ms=310), 5, stamp))
+    assert (p.ending.cause, p.ending.due_at) == (cause, at(due))
+
+
+def test_an_activity_of_an_ended_session_is_forwarded_if_its_subject_belongs_elsewhere() -> None:
+    """The subject in the value decides."""
+    p = two()
+    p.add(0, started(subject=HERE))
+    p.add(0, closed(subject=HERE))
+    effects = p.add(5000, touched(subject=THERE))
+    assert len(effects.forwards) == 1
+    assert effects.violations == []
+
+
+def test_an_activity_of_a_revoked_session_is_forwarded_if_its_subject_belongs_elsewhere() -> None:
+    """A target without a subject is written once to every partition: the session ends in the one that it belongs to."""
+    p = two()
+    p.add(0, revocation_ordered(0, session="s"))
+    effects = p.add(10, touched(subject=THERE))
+    assert len(effects.forwards) == 1
+    assert effects.endings == []
+    assert len(p.add(20, touched(subject=HERE)).endings) == 1

@@ -395,6 +395,26 @@ def test_a_warning_late_in_the_window_says_the_time_that_is_left() -> None:
     assert [w.in_ms for w in p.warnings] == [700]
 
 
+def test_a_due_that_moves_within_the_window_is_told_again() -> None:
+    """`session.expiring`: once for each instant at which the session is due."""
+    p = Partition(default_policy(IDLE, ABSOLUTE, warn_before_ms=8000))
+    p.add(0, started())
+    p.tick_until(3000)
+    p.add(3100, touched(age_ms=2000))
+    p.add(3100, touched(age_ms=2000))
+    p.tick(3200)
+    assert [(w.due_at, w.in_ms) for w in p.warnings] == [(at(IDLE), 8000), (at(1100 + IDLE), 8000)]
+
+
+def test_nobody_is_warned_of_a_session_without_limits() -> None:
+    """null = no limit."""
+    p = Partition(default_policy(None, None, warn_before_ms=3000))
+    p.add(0, started())
+    p.tick_until(20_000)
+    assert p.warnings == []
+    assert p.engine.next_due_at() is None
+
+
 # hold_ms.
 
 
