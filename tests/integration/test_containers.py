@@ -7,7 +7,6 @@ whatever broker there is. That the three ways configure the broker alike needs n
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from asyncio.subprocess import DEVNULL
 from pathlib import Path
@@ -22,12 +21,8 @@ from lapse.pipeline.broker.properties import IMAGE, container_environment, prope
 from tests.brokers import Broker, make_topic
 from tests.integration.test_broker import read_all
 
-needs_engine = pytest.mark.skipif(
-    os.environ.get("LAPSE_TEST_BROKER") != "docker", reason="needs a Docker engine: make test-containers"
-)
 
-
-@needs_engine
+@pytest.mark.docker
 async def test_a_container_is_started_once_and_keeps_its_records_until_they_are_erased(tmp_path: Path) -> None:
     command = docker.engine()
     assert command is not None
