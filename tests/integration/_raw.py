@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from jsonschema import Draft202012Validator
 
 __all__ = ["PATIENCE_S", "RawReader", "RawWriter", "Stored", "published"]
@@ -21,6 +21,13 @@ SCHEMAS = Path(__file__).parents[2] / "schemas" / "json"
 
 # How long a condition is awaited: far more than anything takes on a busy machine, so that only a fault runs into it.
 PATIENCE_S = 60.0
+
+# A topic that has just been made has no leader yet.
+_NOT_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
 
 JSON = dict[str, Any]
 
@@ -71,6 +78,7 @@ class RawWriter:
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
                 "linger.ms": 5,
+                "log_level": 0,
                 "message.max.bytes": 4_000_000,
                 **{name.replace("_", "."): value for name, value in config.items()},
             }
@@ -123,6 +131,14 @@ class RawWriter:
             wanted.append((json.dumps(record).encode(), _key_of(record) if keyed else None, partition))
         return self.append_all("activity", wanted)
 
+    def transaction(self, records: Iterable[JSON]) -> list[Stored]:
+        """Append activity records in one transaction, by a writer that has a `transactional_id`."""
+        self._producer.init_transactions(PATIENCE_S)
+        self._producer.begin_transaction()
+        stored = self.activities(records)
+        self._producer.commit_transaction(PATIENCE_S)
+        return stored
+
     def revoke(self, order: JSON, *, partition: int | None = None) -> Stored:
         """Append a revocation that has a subject."""
         published("lapse.revocations").validate(order)
@@ -153,6 +169,7 @@ class RawReader:
         self._alive = alive
         self.name = f"{prefix}{topic}"
         self.records: list[Stored] = []
+        self._reached: dict[int, int] = {}
         # Of activity and revocations anything may be there: tests put it there.
         self._schema = None if topic in ("activity", "revocations", "policies") else published(f"lapse.{topic}")
         self._consumer = Consumer(
@@ -160,6 +177,8 @@ class RawReader:
                 "bootstrap.servers": bootstrap,
                 "group.id": f"{self.name}-reader",
                 "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "log_level": 0,
                 "fetch.wait.max.ms": 50,
                 "fetch.message.max.bytes": 4_000_000,
             }
@@ -186,19 +205,35 @@ class RawReader:
 
     def to_end(self) -> list[Stored]:
         """Read all that stands there now; return all that has been read."""
-        ends = {tp.partition: self._consumer.get_watermark_offsets(tp, PATIENCE_S)[1] for tp in self._partitions}
+        ends = {tp.partition: self._end_of(tp) for tp in self._partitions}
+        return self.until(lambda _: all(self._reached.get(of, 0) >= end for of, end in ends.items()), "the end")
 
-        def there(records: list[Stored]) -> bool:
-            reached = {record.partition: record.offset + 1 for record in records}
-            # A topic that has markers of transactions ends with offsets that no record has; these topics have none.
-            return all(reached.get(number, 0) >= end for number, end in ends.items())
-
-        return self.until(there, "the end")
+    def _end_of(self, tp: TopicPartition) -> int:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._consumer.get_watermark_offsets(tp, PATIENCE_S)[1]
+            except KafkaException as fault:
+                if fault.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
     def _more(self) -> None:
         for message in self._consumer.consume(500, 0.05):
-            assert message.error() is None, message.error()
+            error = message.error()
+            if error is not None:
+                # The end of a partition may lie behind markers of transactions, which are no records.
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                self._note(message, 0)
+                continue
+            self._note(message, 1)
             record = _stored(message)
             if self._schema is not None:
                 self._schema.validate(record.json)
             self.records.append(record)
+
+    def _note(self, message: Message, beyond: int) -> None:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
+        self._reached[partition] = offset + beyond

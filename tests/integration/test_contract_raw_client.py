@@ -187,6 +187,15 @@ def test_a_client_may_compress_as_it_likes(estate: Estate, codec: str) -> None:
     assert ending["cause"] == "closed"
 
 
+def test_a_client_may_write_in_transactions(estate: Estate) -> None:
+    (session,) = session_names(1)
+    writer = estate.written_by(transactional_id=f"{estate.prefix}client")
+    records = [about("session.started", session, policy="office"), about("session.closed", session)]
+    start, close = writer.transaction(records)
+    (ending,) = estate.endings(session)
+    assert (ending["cause"], ending["started_at"], ending["due_at"]) == ("closed", start.stamp, close.stamp)
+
+
 def test_nothing_of_this_had_to_be_forwarded_or_refused(estate: Estate) -> None:
     records = estate.activity.to_end()
     assert not [one for one in records if one.value is not None and b'"forwarded"' in one.value]
