@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from aiokafka.structs import TopicPartition
+
 from lapse.pipeline.demo.account import AccountReader
 from lapse.pipeline.demo.measure import Measures
 from lapse.pipeline.demo.recompute import Published
 from lapse.pipeline.demo.services import ServiceName
-from lapse.pipeline.operations.reading import Record, follow
+from lapse.pipeline.operations.connection import consuming, require_topics
+from lapse.pipeline.operations.reading import Record
 from lapse.pipeline.settings import Settings
 from lapse.schemas import (
     BadRecord,
@@ -44,6 +47,8 @@ MEASURED_MAX: Final = 2_000
 """The percentiles shown are of the last so many endings: two minutes' worth, and cheap to sort four times a second."""
 
 _ACCOUNTS_INTERVAL_S: Final = 0.25
+_FETCH_WAIT_MS: Final = 300
+_FETCH_BYTES_MIN: Final = 1_000_000  # more than comes in that time: 100 records of 300 bytes
 
 
 class Event(NamedTuple):
@@ -89,16 +94,26 @@ class Observer:
             names.enforcement: self._enforcement,
         }
         async with asyncio.TaskGroup() as group:
-            for topic, take in readers.items():
-                group.create_task(self._follow(topic, take))
+            group.create_task(self._topics(readers))
             group.create_task(self._accounts())
 
-    async def _follow(self, topic: str, take: Callable[[Record], None]) -> None:
-        async for record in follow(self.settings, topic):
-            try:
-                take(record)
-            except BadRecord:
-                continue  # the audit at the end tells what it makes of it
+    async def _topics(self, readers: Mapping[str, Callable[[Record], None]]) -> None:
+        counts = await require_topics(self.settings, readers)
+        everything = [TopicPartition(topic, number) for topic, count in counts.items() for number in range(count)]
+        # Answered when so much has come or the wait is over, not at every record: whoever looks on must not be a load.
+        patience = {"fetch_min_bytes": _FETCH_BYTES_MIN, "fetch_max_wait_ms": _FETCH_WAIT_MS}
+        async with consuming(self.settings, **patience) as consumer:
+            consumer.assign(everything)
+            while True:
+                for part, records in (await consumer.getmany(timeout_ms=_FETCH_WAIT_MS)).items():
+                    for record in records:
+                        self._take(readers[part.topic], record)
+
+    def _take(self, reader: Callable[[Record], None], record: Record) -> None:
+        try:
+            reader(record)
+        except BadRecord:
+            return  # the audit at the end tells what it makes of it
 
     async def _accounts(self) -> None:
         while True:

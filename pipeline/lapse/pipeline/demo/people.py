@@ -79,14 +79,12 @@ class CrowdCounts:
     Attributes:
         requests: answered, whatever the answer; logins too.
         refused: answered by 401, by service.
-        causes: of the refusals, as the services gave them.
         websockets_closed: by the services, because the session had ended.
         failures: requests that failed otherwise (a broken connection, another status).
     """
 
     requests: int = 0
     refused: Counter[ServiceName] = field(default_factory=Counter)
-    causes: Counter[str] = field(default_factory=Counter)
     websockets_closed: int = 0
     failures: int = 0
 
@@ -138,8 +136,12 @@ class Crowd:
         subject = f"person-{number - 1 if second else number}"
         await asyncio.sleep(self._chance.uniform(0, ARRIVE_WITHIN_S))
         while True:
-            with contextlib.suppress(_Refused, httpx2.HTTPError, OSError):
+            try:
                 await self._be_logged_in(number, subject, _TENANTS[number // _DEVICES % len(_TENANTS)])
+            except _Refused:
+                pass  # counted by service
+            except (httpx2.HTTPError, OSError):
+                self.counts.failures += 1
             self.logged_in.pop(number, None)
             await self._pause(AWAY_S)
 
@@ -178,18 +180,12 @@ class Crowd:
             await self._request(service, *self._chance.choice(_ACTS[service]), cookie)
 
     async def _request(self, service: ServiceName, method: str, path: str, cookie: str) -> None:
-        try:
-            answer = await self._clients[service].request(method, path, headers={"cookie": cookie})
-        except httpx2.HTTPError:
-            self.counts.failures += 1
-            raise
+        answer = await self._clients[service].request(method, path, headers={"cookie": cookie})
         self.counts.requests += 1
         if answer.status_code == _UNAUTHORIZED:
             self.counts.refused[service] += 1
-            self.counts.causes[str(answer.json().get("cause"))] += 1
             raise _Refused
-        if answer.is_error:
-            self.counts.failures += 1
+        answer.raise_for_status()
 
     async def _listen(self, service: ServiceName, cookie: str, says: asyncio.Queue[None]) -> None:
         """Keep a WebSocket open, and say something on it when asked to, until the service closes it."""

@@ -19,7 +19,7 @@ import orjson
 
 from lapse.schemas import RuntimeFault
 
-__all__ = ["Child", "last_lines"]
+__all__ = ["Child"]
 
 READY_TIMEOUT_S: Final = 60.0
 """A service imports for a second and reads two empty topics; a busy machine may take many times as long."""
@@ -113,14 +113,9 @@ class Child:
         return self._process.returncode or 0
 
     def last_words(self) -> str:
-        """Return the last lines of what it said."""
-        return last_lines(self._log)
-
-
-def last_lines(log: Path) -> str:
-    """Return the last lines of a file, indented; empty without one."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(f"    {line}" for line in lines[-_LINES_SHOWN:])
+        """Return the last lines of what it said, indented."""
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(f"    {line}" for line in lines[-_LINES_SHOWN:])

@@ -138,7 +138,7 @@ class Walk:
         self._policies = {order.version: order for order in sorted(policies, key=lambda order: order.version)}
         self._cutoffs: dict[str, OrderedRevocation] = {}
         self._barred: dict[str, OrderedRevocation] = {}
-        self._over: dict[str, int] = {}  # ended session -> decided_at
+        self._over_since: dict[str, int] = {}  # ended session -> decided_at
         self._origins: dict[int, tuple[int, int]] = {}
         # No session is over before this instant: touches only make them later, so it is found anew when it has come.
         self._nothing_before = _NEVER
@@ -196,25 +196,30 @@ class Walk:
             return
         self._nothing_before = _NEVER
         for login in list(self.live.values()):
-            idle_due, absolute_due = _idle_due(login), _absolute_due(login)
-            idle_over = idle_due + self._rules.grace_ms
-            if self._holding.on:
-                if stamp >= absolute_due:
-                    self._end(login, Cause.ABSOLUTE, absolute_due, stamp)
-                    continue
-            elif stamp >= idle_over or stamp >= absolute_due:
-                held_through = self._holding.ran_out_at
-                was_held = held_through is not None and idle_over <= self._holding.last_inside
-                if absolute_due <= idle_due or (was_held and held_through is not None and absolute_due <= held_through):
-                    self._end(login, Cause.ABSOLUTE, absolute_due, stamp)
-                else:
-                    self._end(login, Cause.IDLE, idle_due, stamp)
-                continue
-            self._nothing_before = min(self._nothing_before, idle_over, absolute_due)
+            if (over := self._over(login, stamp)) is not None:
+                self._end(login, *over, stamp)
+            else:
+                self._nothing_before = min(
+                    self._nothing_before, _idle_due(login) + self._rules.grace_ms, _absolute_due(login)
+                )
+
+    def _over(self, login: Login, stamp: int) -> tuple[Cause, int] | None:
+        """Return why a session is over at a stamp, and since when it was due; None: it is not."""
+        idle_due, absolute_due = _idle_due(login), _absolute_due(login)
+        idle_over = idle_due + self._rules.grace_ms
+        if self._holding.on:
+            return (Cause.ABSOLUTE, absolute_due) if stamp >= absolute_due else None
+        if stamp < min(idle_over, absolute_due):
+            return None
+        ran_out_at = self._holding.ran_out_at
+        was_held = ran_out_at is not None and idle_over <= self._holding.last_inside
+        if absolute_due <= idle_due or (was_held and ran_out_at is not None and absolute_due <= ran_out_at):
+            return Cause.ABSOLUTE, absolute_due
+        return Cause.IDLE, idle_due
 
     def _end(self, login: Login, cause: Cause, due_at: int, stamp: int) -> None:
         self.live.pop(login.session, None)
-        self._over[login.session] = stamp
+        self._over_since[login.session] = stamp
         self.expected[login.session] = Expected(login.session, cause, due_at, stamp)
 
     # Activity
@@ -242,7 +247,7 @@ class Walk:
                 touch = PackedTouch(session, record.subject, record.tenant, record.age_ms)
                 self._touch(touch, record.service, stamp, sent_at, session_age_ms=record.session_age_ms)
             case SessionClosed():
-                self._close(session, login, stamp - age_ms, stamp)
+                self._close(session, login, stamp - age_ms, stamp, sent_at)
             case SessionRefreshed():
                 pass
 
@@ -343,14 +348,18 @@ class Walk:
         if order is not None:
             self._end(login, Cause.REVOKED, order.at, stamp)
 
-    def _close(self, session: str, login: Login | None, instant: int, stamp: int) -> None:
+    def _close(self, session: str, login: Login | None, instant: int, stamp: int, sent_at: int) -> None:
         if login is None:
             if session not in self._barred:
-                self._over[session] = stamp  # remembered, without a record
-        elif instant >= _idle_due(login) and not self._holding.on:
-            self._end(login, Cause.IDLE, _idle_due(login), stamp)
-        else:
+                self._over_since[session] = stamp  # remembered, without a record
+            return
+        idle_due = _idle_due(login)
+        in_time = self._holding.on or (instant < idle_due and sent_at < idle_due + self._rules.grace_ms)
+        if in_time and max(instant, sent_at) < _absolute_due(login):
             self._end(login, Cause.CLOSED, instant, stamp)
+        elif self._over(login, stamp) is None:
+            self._end(login, Cause.IDLE, idle_due, stamp)
+        # Else it was forwarded, and what its own record settles was over before it.
 
     def _age(self, age_ms: int) -> int:
         return max(0, min(age_ms, self._rules.age_max_ms))
@@ -359,7 +368,7 @@ class Walk:
         return partition_of(subject, tenant, self._rules.partitions) == self._partition
 
     def _is_over(self, session: str, stamp: int) -> bool:
-        ended_at = self._over.get(session)
+        ended_at = self._over_since.get(session)
         return ended_at is not None and stamp < ended_at + self._rules.ended_memory_ms
 
     # Orders
