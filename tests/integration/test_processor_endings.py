@@ -102,6 +102,28 @@ async def test_a_worker_that_dies_is_replaced_and_one_that_wakes_writes_nothing(
         other.end()
 
 
+async def test_of_two_workers_with_one_name_one_ends_and_says_why(settings: Settings, tmp_path: Path) -> None:
+    await prepare(settings, SHORT)
+    first = WorkerProcess(settings, tmp_path / "first.log")
+    second = WorkerProcess(settings, tmp_path / "second.log")
+    try:
+        async with working(settings, first):
+            second.start()
+            async with asyncio.timeout(PATIENCE_S), tail(settings, TopicNames(settings.prefix).activity) as log:
+                while first.runs and second.runs:
+                    await log.more()
+                ended, goes_on = (second, first) if first.runs else (first, second)
+                assert await ended.wait() == 1
+                assert f"another worker runs as LAPSE_WORKER='{settings.worker}'" in ended.log
+                await log.to_end()
+                seen = len(log.records)
+                await log.until(lambda records: {one.partition for one in records[seen:]} == set(range(4)))
+                assert await goes_on.stop() == 0, goes_on.log
+    finally:
+        first.end()
+        second.end()
+
+
 @asynccontextmanager
 async def working(settings: Settings, worker: WorkerProcess) -> AsyncIterator[None]:
     """Start the worker, and give it once it is at work in every partition."""

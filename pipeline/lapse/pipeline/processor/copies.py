@@ -22,13 +22,9 @@ from typing import Final, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
-from aiokafka.structs import RecordMetadata
 
-from lapse.pipeline.processor import clocks
-from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.metrics import Metrics
-from lapse.pipeline.processor.outlet import Outlet
+from lapse.pipeline.processor.outlet import Outlet, acknowledged
 from lapse.pipeline.processor.publishing import dead_letter_key
 from lapse.pipeline.processor.reading import consuming
 from lapse.pipeline.settings import Settings
@@ -38,7 +34,6 @@ from lapse.schemas import (
     PolicyAdopted,
     Revocation,
     RevocationOrdered,
-    RuntimeFault,
     TopicNames,
     encode,
     encode_signed,
@@ -75,14 +70,12 @@ class Copier:
         settings: Settings,
         worker_key: bytes,
         outlet: Outlet,
-        health: AppendHealth,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._topics = TopicNames(settings.prefix)
         self._key = worker_key
         self._outlet = outlet
-        self._health = health
         self._metrics = metrics
         # By owned partition: the next offset in revocations to copy; all below stands copied in the log. None: unknown.
         self._copied: dict[int, int | None] = {}
@@ -194,14 +187,4 @@ class Copier:
 
     async def _append(self, copies: list[_Copy]) -> None:
         """Append these copies and wait until they stand in the log."""
-        sent: list[tuple[int, asyncio.Future[RecordMetadata]]] = []
-        for copy in copies:
-            append = self._health.sent(clocks.mono_ms())
-            sent.append((append, await self._outlet.send(copy.topic, copy.partition, copy.value, copy.key)))
-        for append, future in sent:
-            try:
-                await future
-            except KafkaError as broken:
-                self._health.failed(append)
-                raise RuntimeFault(f"a copy failed: {broken!r}") from broken
-            self._health.acknowledged(append, clocks.mono_ms())
+        await acknowledged([await self._outlet.send(one.topic, one.partition, one.value, one.key) for one in copies])

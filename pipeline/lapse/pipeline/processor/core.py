@@ -48,6 +48,11 @@ _log = structlog.get_logger("lapse.processor")
 _LAST_CHECKPOINT_S: Final = 15.0
 # A revocation follows a fence within the session timeout (6 s) and a rebalance; this is several of both.
 _LOST_FOR_S: Final = 30.0
+# Two workers of one name are one member of the group, and the client joins again whenever it is thrown out: they take
+# the partitions from each other twice a second (seen). A worker that was frozen is fenced once. The one that has enough
+# first ends, and the other works on.
+_TWINS_FENCES: Final = 3
+_TWINS_S: Final = 30.0
 
 
 class _Slot:
@@ -69,11 +74,13 @@ class Core:
         self._crash = crash
         self._slots: dict[int, _Slot] = {}
         self._restoring: asyncio.Task[None] | None = None
+        self._fences: list[float] = []
+        self._fenced = False
         self._watching: set[asyncio.Task[None]] = set()
         key = settings.worker_key
         health = AppendHealth()
-        control = Outlet(settings.kafka, f"{settings.worker}-control", self._fail)
-        copier = Copier(settings, key, control, health, self.metrics)
+        control = Outlet(settings.kafka, f"{settings.worker}-control", self._fail, health)
+        copier = Copier(settings, key, control, self.metrics)
         self._parts = WorkerParts(
             settings=settings,
             worker_key=key,
@@ -99,6 +106,7 @@ class Core:
     async def assigned(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions. Returns at once: those that are new are restored meanwhile."""
         wanted = set(partitions)
+        self._fenced = False
         await self._give_up(set(self._slots) - wanted)
         new = wanted - set(self._slots)
         for number in new:
@@ -162,8 +170,10 @@ class Core:
         for error in results:
             if isinstance(error, BaseException):
                 self._fail(error)
+        if False in results:
+            self._note_fence()
         self._count_owned()
-        _log.info("given up", partitions=sorted(numbers), checkpointed=sound and not any(results))
+        _log.info("given up", partitions=sorted(numbers), checkpointed=sound and all(one is True for one in results))
 
     def _lost(self, number: int) -> None:
         slot = self._slots.get(number)
@@ -171,7 +181,23 @@ class Core:
             return
         _log.warning("fenced: another worker owns the partition", partition=number)
         slot.partition.fall_silent()
+        self._note_fence()
         self._watch(self._await_revocation(number, slot), f"lapse-{number}-lost")
+
+    def _note_fence(self) -> None:
+        """Notice that this worker and another take the partitions from each other in turn."""
+        if self._fenced:
+            return
+        self._fenced = True
+        now = asyncio.get_running_loop().time()
+        self._fences = [at for at in self._fences if now - at < _TWINS_S] + [now]
+        if len(self._fences) >= _TWINS_FENCES:
+            self._fail(
+                RuntimeFault(
+                    f"fenced {_TWINS_FENCES} times in {_TWINS_S:.0f} s: another worker runs as LAPSE_WORKER="
+                    f"{self._settings.worker!r}. Give each worker a name of its own"
+                )
+            )
 
     async def _await_revocation(self, number: int, slot: _Slot) -> None:
         await asyncio.sleep(_LOST_FOR_S)

@@ -13,6 +13,7 @@ milliseconds count) does not wait behind `effects` (endings, which come by the t
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
@@ -20,9 +21,10 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.structs import RecordMetadata
 
 from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.schemas.errors import RuntimeFault
 
-__all__ = ["DELIVERY_DEADLINE_S", "Outlet", "abandon"]
+__all__ = ["DELIVERY_DEADLINE_S", "Outlet", "abandon", "acknowledged"]
 
 # Longer than the outages that a worker should sit out (a broker away 70 s, a leader election 18 s), for a restart
 # costs a restore; short enough that a producer that will never come back is replaced.
@@ -40,9 +42,23 @@ _STOP_DEADLINE_S: Final = 5.0
 class Outlet:
     """One idempotent producer of a worker."""
 
-    def __init__(self, bootstrap: str, name: str, fault: Callable[[BaseException], None]) -> None:
-        """Args: bootstrap: servers; name: client id; fault: told, once, of the error that ends this outlet."""
+    def __init__(
+        self,
+        bootstrap: str,
+        name: str,
+        fault: Callable[[BaseException], None],
+        health: AppendHealth | None = None,
+    ) -> None:
+        """Connect nothing yet.
+
+        Args:
+            bootstrap: servers, host:port, comma separated.
+            name: the client id.
+            fault: told, once, of the error that ends this outlet.
+            health: told of every append's way, however its sender fares.
+        """
         self._name = name
+        self._health = health
         self._fault = fault
         self._producer = AIOKafkaProducer(
             bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
@@ -120,17 +136,37 @@ class Outlet:
         self, where: str, hand_over: "Callable[[], Awaitable[asyncio.Future[RecordMetadata]]]"
     ) -> "asyncio.Future[RecordMetadata]":
         started = clocks.mono_ms()
+        append = None if self._health is None else self._health.sent(started)
+        try:
+            sent = await self._patiently(where, hand_over, started)
+        except BaseException:
+            if self._health is not None and append is not None:
+                self._health.failed(append)
+            raise
+        self._open.append((started, sent))
+        if append is not None:
+            sent.add_done_callback(partial(self._tell_health, append))
+        return sent
+
+    async def _patiently(
+        self, where: str, hand_over: "Callable[[], Awaitable[asyncio.Future[RecordMetadata]]]", started: float
+    ) -> "asyncio.Future[RecordMetadata]":
         while True:
             try:
-                sent = await hand_over()
+                return await hand_over()
             except KafkaTimeoutError as waited:
                 if clocks.mono_ms() - started > DELIVERY_DEADLINE_S * 1000:
                     raise RuntimeFault(f"{self._name}: {where} took nothing in {DELIVERY_DEADLINE_S} s") from waited
             except KafkaError as broken:
                 raise RuntimeFault(f"{self._name}: cannot append to {where}: {broken!r}") from broken
-            else:
-                self._open.append((started, sent))
-                return sent
+
+    def _tell_health(self, append: int, sent: "asyncio.Future[RecordMetadata]") -> None:
+        if self._health is None:
+            return
+        if sent.cancelled() or sent.exception() is not None:
+            self._health.failed(append)
+        else:
+            self._health.acknowledged(append, clocks.mono_ms())
 
     def _settle(self) -> BaseException | None:
         """Forget what is done, from the oldest on; return the first error among it."""

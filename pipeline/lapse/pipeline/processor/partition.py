@@ -124,12 +124,17 @@ class OwnedPartition:
         if not self._refuses:
             await self._inbox.put(records)
 
-    async def close(self, *, checkpoint: bool, deadline_s: float) -> None:
+    async def close(self, *, checkpoint: bool, deadline_s: float) -> bool:
         """End the ownership, with a last checkpoint where that is wanted and comes through in time.
 
         Without it nothing is lost: the next owner applies again what lies after the checkpoint before.
+
+        Returns:
+            Whether there was no other owner yet, as it must be.
+
+        Raises:
+            RuntimeFault: the last checkpoint failed.
         """
-        self._parts.copier.disown(self.number)
         try:
             async with asyncio.timeout(deadline_s), self._checkpointing:
                 async with self._lock:
@@ -139,11 +144,14 @@ class OwnedPartition:
         except TimeoutError:
             _log.warning("closed without a last checkpoint", partition=self.number, waited_s=deadline_s)
         except Fenced:
-            _log.info("closed; another owner has begun", partition=self.number)
+            _log.warning("closed; another owner has begun", partition=self.number)
+            return False
         finally:
+            self._parts.copier.disown(self.number)
             self._end_tasks()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             await self._writer.stop()
+        return True
 
     def fall_silent(self) -> None:
         """Write nothing more: another owner has begun."""

@@ -155,14 +155,11 @@ class Ticker:
         sent_ms = clocks.mono_ms()
         record = self._record(sent_ms)
         record["mac"] = sign(record, topic=self._topic, partition=self._partition, key=self._key)
-        append = self._health.sent(sent_ms)
         try:
             stands = await (await self._outlet.send(self._topic, self._partition, orjson.dumps(record)))
         except KafkaError as broken:
-            self._health.failed(append)
             raise RuntimeFault(f"a tick to {self._topic}-{self._partition} failed: {broken!r}") from broken
         acked_ms = clocks.mono_ms()
-        self._health.acknowledged(append, acked_ms)
         self._prev_ms, self._ack_ms = record["mono_ms"], int(acked_ms)
         # -1, and with it type 0, where the broker took a repetition for one and no longer knew when it was.
         if stands.timestamp_type == 1:
