@@ -61,9 +61,11 @@ def _check_person(world: World, person: Person, ending: SessionEnded | None) -> 
     if orders and min(orders)[0] < due:
         # Where the limit had passed before the copy came, either may have been first.
         right = {("revoked", min(orders)[0])} | (right if min(orders)[1] > due else set())
-    if world.plan.outages or world.plan.crashes:
-        # A hold keeps an idle ending waiting; meanwhile an absolute limit, an order or a close may come.
-        right |= {("revoked", at) for at, _ in orders if at >= due}
+    # An idle ending waits for the grace, in a hold longer; meanwhile an absolute limit, an order or a close may come.
+    broken = bool(world.plan.outages or world.plan.crashes)
+    waits_until = due + (world.plan.length_ms if broken else world.settings.grace_ms + PUBLISHING_MS)
+    right |= {("revoked", at) for at, _ in orders if due <= at <= waits_until}
+    if broken:
         if ending.held or cause == "closed":  # a close that could not be sent before the absolute limit comes after it
             right.add(("absolute", person.acts[0] + world.plan.absolute_ms))
         if person.closed_at is not None and person.closed_at >= due:
@@ -74,7 +76,7 @@ def _check_person(world: World, person: Person, ending: SessionEnded | None) -> 
     )
     decided = ending.decided_at - T0
     assert decided >= came, f"{person.session} ended at {decided} before {came}"
-    if not world.plan.outages and not world.plan.crashes:
+    if not broken:
         late = decided - came
         assert late <= LATE_MS, f"{person.session} ended {late} ms after it was due"
     if ending.cause.value in ("idle", "absolute"):
