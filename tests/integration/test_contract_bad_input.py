@@ -40,6 +40,10 @@ def touch(**changed: Any) -> bytes:
     return json.dumps({name: value for name, value in good.items() if value is not None}).encode()
 
 
+def start_of(session: str) -> bytes:
+    return touch(type="session.started", session=session, policy="brief")
+
+
 def packed(*touches: Any) -> bytes:
     return json.dumps({"type": "touches", "service": "raw", "touches": touches}).encode()
 
@@ -154,14 +158,20 @@ class Written:
     values: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
     after: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def write(self, topic: str, name: str, value: bytes | None, partition: int = AT) -> None:
-        """Append it, and after it a session that is to end by itself."""
-        (session,) = session_names(1)
-        self.bad[topic, name] = self.estate.writer.append(topic, value, b"\xffkey", partition)
-        self.values[topic, name] = value
-        self.after[topic, name] = session
-        started = {"type": "session.started", "session": session, "subject": SUBJECT, "service": "raw", "age_ms": 0}
-        self.estate.writer.activity({**started, "policy": "brief"})
+    def write(self, topic: str, values: dict[str, bytes | None], partition: int = AT) -> None:
+        """Append them in one go, and between them in activity sessions that are to end by themselves."""
+        sessions = dict(zip(values, session_names(len(values)), strict=True))
+        starts = {name: start_of(session) for name, session in sessions.items()}
+        if topic == "activity":
+            both = [(one, b"\xffkey", AT) for name, value in values.items() for one in (value, starts[name])]
+            stood = self.estate.writer.append_all("activity", both)[0::2]
+        else:
+            stood = self.estate.writer.append_all(topic, [(value, b"\xffkey", partition) for value in values.values()])
+            self.estate.writer.append_all("activity", [(start, None, AT) for start in starts.values()])
+        for (name, value), bad in zip(values.items(), stood, strict=True):
+            self.bad[topic, name] = bad
+            self.values[topic, name] = value
+            self.after[topic, name] = sessions[name]
 
     def letter(self, topic: str, name: str) -> dict[str, Any]:
         """Wait for its dead letter, and return it; there is one."""
@@ -190,19 +200,16 @@ def written(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """All of it, written to one worker without waiting for anything."""
     with estate_on(broker, tmp_path_factory.mktemp("bad")) as estate:
         everything = Written(estate)
-        for name, (value, _) in ACTIVITY.items():
-            everything.write("activity", name, value)
+        activity = {name: value for name, (value, _) in ACTIVITY.items()}
         for kind, content in CONTROL.items():
             for name, make in MACS.items():
                 record = {"type": kind, **content}
-                record["mac"] = make(estate, record)
-                if record["mac"] is None:
-                    del record["mac"]
-                everything.write("activity", f"{kind}, {name}", json.dumps(record).encode())
-        for name, (value, _) in REVOCATIONS.items():
-            everything.write("revocations", name, value)
-        for name, (value, _) in POLICIES.items():
-            everything.write("policies", name, value, partition=0)
+                if (mac := make(estate, record)) is not None:
+                    record["mac"] = mac
+                activity[f"{kind}, {name}"] = json.dumps(record).encode()
+        everything.write("activity", activity)
+        everything.write("revocations", {name: value for name, (value, _) in REVOCATIONS.items()})
+        everything.write("policies", {name: value for name, (value, _) in POLICIES.items()}, partition=0)
         yield everything
 
 
@@ -236,8 +243,8 @@ def test_a_genuine_control_record_moved_to_another_partition_is_refused(written:
             if kind in ("clock.tick", "policy.adopted"):
                 genuine[str(kind)] = record
     assert genuine.keys() == {"clock.tick", "policy.adopted"}
-    for kind, record in genuine.items():
-        written.write("activity", f"moved {kind}", record.value)
+    written.write("activity", {f"moved {kind}": record.value for kind, record in genuine.items()})
+    for kind in genuine:
         written.hold("activity", f"moved {kind}", r"mac")
 
 

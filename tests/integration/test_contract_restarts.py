@@ -115,6 +115,8 @@ def test_nothing_is_lost_shortened_or_counted_twice(estate: Estate) -> None:
             assert ending["last_seen_at"] == last_seen(estate, session, first_touch, last_touch)
         else:
             assert ending["last_seen_at"] == ending["started_at"]
+    for start in later.values():
+        assert grew_by_the_absence(estate, start)
     for ending in estate.endings(*go):
         assert ending["cause"] == "idle"
         assert ending["due_at"] == instant_of(*counted(estate, gone[ending["session"]])) + 1_000
@@ -126,6 +128,23 @@ def test_nothing_is_lost_shortened_or_counted_twice(estate: Estate) -> None:
         order = orders[ending["subject"]]
         assert (ending["cause"], ending["revocation"]) == ("revoked", f"r-{ending['subject']}")
         assert ending["due_at"] == order.stamp
+
+
+def grew_by_the_absence(estate: Estate, origin: Stored) -> bool:
+    """Return whether the copy is as much older as the log certainly is, written as its origin was with no worker there.
+
+    An owner forwards nothing before its first tick stands in the log, so at least that much has passed.
+    """
+    (copy,) = counted(estate, origin)
+    if copy is origin:
+        return True
+    ticks = (one for one in estate.activity.records if b'"clock.tick"' in (one.value or b""))
+    first = next(one for one in ticks if one.partition == origin.partition and one.offset > origin.offset)
+    passed = first.stamp - origin.stamp
+    assert passed > 0
+    # 1 ms: ages are whole, rounded down so that none grows by too much.
+    grown: int = copy.json["age_ms"] - origin.json["age_ms"]
+    return passed - 1 <= grown <= copy.stamp - origin.stamp
 
 
 def forwarded(records: list[Stored]) -> list[Stored]:
