@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         le=3_660 * _DAY_MS,
         description="no session lives longer; how long revocations are kept",
     )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65_535, description="where a worker serves Prometheus metrics; none: nowhere"
+    )
+    metrics_address: Name = Field("127.0.0.1", description="the address it serves them on")
 
     def __init__(self, **flags: Any) -> None:
         given = {name: value for name, value in flags.items() if value is not None}

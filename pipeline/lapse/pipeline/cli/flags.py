@@ -43,6 +43,8 @@ FLAGS: Final[dict[str, tuple[type, str]]] = {
     "ended_memory_ms": (int, "how long an ended session is known"),
     "violation_after_ms": (int, "activity so long after its end is a violation"),
     "session_life_max_ms": (int, "no session lives longer; how long revocations are kept"),
+    "metrics_port": (int, "where a worker serves Prometheus metrics; none: nowhere"),
+    "metrics_address": (str, "the address it serves them on"),
 }
 
 DIRECTORY: Final = ("directory", "kafka")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,13 +20,7 @@ def register(app: typer.Typer) -> None:
     command(app, "run", flags.EVERYTHING)(run)
 
 
-def run(
-    settings: Settings,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option("--metrics-port", min=1, max=65_535, metavar="N", help="Serve Prometheus metrics on this port."),
-    ] = None,
-) -> int:
+def run(settings: Settings) -> int:
     """Run a worker until it is told to stop (Ctrl-C, SIGTERM).
 
     Several workers share the partitions; each needs a name of its own (--worker), kept over restarts, and all the same
@@ -41,7 +35,7 @@ def run(
     except ConfigError as refused:
         usage(str(refused))
     try:
-        worker.run(settings, metrics_port=metrics_port)
+        worker.run(settings)
     except WrongTopics as wrong:
         for problem in wrong.problems:
             say(f"lapse: {problem}")

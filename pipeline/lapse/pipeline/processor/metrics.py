@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from lapse.pipeline.engine import Effects
-from lapse.schemas import SessionEnded
+from lapse.schemas import ConfigError, SessionEnded
 
 __all__ = ["EngineNumbers", "Metrics"]
 
@@ -86,9 +86,18 @@ class Metrics:
         self.registry.register(_Engines(numbers))
         self.registry.register(self._delays)
 
-    def serve(self, port: int) -> None:
-        """Serve `/metrics` on this port of all addresses, in a thread of its own."""
-        start_http_server(port, registry=self.registry)
+    def serve(self, address: str, port: int) -> None:
+        """Serve `/metrics` on this address and port, in a thread of its own.
+
+        Raises:
+            ConfigError: something else listens there, or the address is not this machine's.
+        """
+        try:
+            start_http_server(port, addr=address, registry=self.registry)
+        except OSError as refused:
+            raise ConfigError(
+                f"metrics_port is {port}, but {address}:{port} cannot be listened on ({refused.strerror}): name another"
+            ) from None
 
 
 class _Delays:

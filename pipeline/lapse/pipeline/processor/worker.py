@@ -33,22 +33,18 @@ _END_DEADLINE_S: Final = 40.0
 _log = structlog.get_logger("lapse.processor")
 
 
-def run(settings: Settings, *, metrics_port: int | None = None) -> None:
+def run(settings: Settings) -> None:
     """Run a worker until it is told to stop.
-
-    Args:
-        settings: what it is told.
-        metrics_port: where to serve Prometheus metrics; None: nowhere.
 
     Raises:
         ConfigError: the settings or the topics are not as they must be; nothing has run.
         RuntimeFault, InvariantError: the worker failed and has committed nothing since.
     """
     configure_logging()
-    asyncio.run(serve(settings, metrics_port=metrics_port))
+    asyncio.run(serve(settings))
 
 
-async def serve(settings: Settings, *, metrics_port: int | None = None) -> None:
+async def serve(settings: Settings) -> None:
     """Run a worker in this event loop until it is told to stop; see `run`. It takes SIGTERM and SIGINT."""
     enough = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,8 +55,8 @@ async def serve(settings: Settings, *, metrics_port: int | None = None) -> None:
     core = Core(settings, crash=lambda _: enough.set())
     worker = _Worker(build_app(settings, core))
     await core.start()
-    if metrics_port is not None:
-        core.metrics.serve(metrics_port)
+    if settings.metrics_port is not None:
+        core.metrics.serve(settings.metrics_address, settings.metrics_port)
     _log.info("started", worker=settings.worker, group=settings.group, kafka=settings.kafka, prefix=settings.prefix)
     running = asyncio.create_task(worker.start(), name="lapse-faust")
     await _first(running, enough)
