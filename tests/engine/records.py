@@ -9,6 +9,7 @@ Times in tests are milliseconds after `T0`, so that they can be read.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -354,8 +355,16 @@ class Partition:
         return ref(session) in self.oracle.live
 
     def last_seen(self, session: str = "s") -> int:
-        """Return the session's last_seen in milliseconds after T0."""
-        return self.oracle.live[ref(session)].last_seen_at - T0
+        """Return the session's last_seen in milliseconds after T0, as the engine has it.
+
+        No effect shows it before the ending does; so a copy of the engine is told to end the session now.
+        """
+        engine = copy.deepcopy(self.engine)
+        order = self.log.signed(revocation_ordered(engine.stamp - T0, "probe", session=session))
+        endings = engine.apply([Record(engine.offset, engine.stamp, orjson.dumps(order))]).endings
+        (last_seen_at,) = (ending.last_seen_at for ending in endings if ending.session == ref(session))
+        assert last_seen_at == self.oracle.live[ref(session)].last_seen_at
+        return last_seen_at - T0
 
     def restored(self, records: Iterable[tuple[bytes, bytes | None]]) -> PartitionEngine:
         """Return the engine that these records of the state topic describe."""
