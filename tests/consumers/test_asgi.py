@@ -1,6 +1,7 @@
 """How is an ASGI application guarded? The middleware driven by ASGI messages; the feed is in memory, time is set."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -329,3 +330,14 @@ async def test_other_scopes_pass() -> None:
     client = _Client("lifespan")
     await _Service(app).run(client)
     assert seen == ["lifespan"]
+
+
+async def test_the_first_touch_says_how_old_the_session_is_for_it_may_overtake_the_start() -> None:
+    service = _Service(_hello)
+    before = time.time() * 1000 - 1_800_000_000_000
+    await service.run(_Client("http"))
+    after = time.time() * 1000 - 1_800_000_000_000
+    (touch,) = service.publisher.take()
+    assert isinstance(touch, SessionTouched)
+    assert touch.session_age_ms is not None
+    assert max(0, before) - 1 <= touch.session_age_ms <= max(0, after)

@@ -14,6 +14,7 @@ means the whole connection. Otherwise each message from the client is a touch.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from inspect import isawaitable
@@ -153,8 +154,13 @@ class LapseMiddleware:
             await connection.close()
 
     def _touch(self, session: ActiveSession) -> None:
-        if self._publisher is not None:
-            self._publisher.touched(session.reference, session.subject, tenant=session.tenant)
+        if self._publisher is None:
+            return
+        # A touch may overtake its session's start, which another service reports. With its age a fresh login that is
+        # adopted passes under the cutoff of an older revocation; without it, it would be taken for a session of before.
+        # The start is an instant of the application's wall clock, so that clock tells the age.
+        age_ms = None if session.started_at is None else max(0, int(time.time() * 1000) - session.started_at)
+        self._publisher.touched(session.reference, session.subject, tenant=session.tenant, session_age_ms=age_ms)
 
 
 class _Connection:
