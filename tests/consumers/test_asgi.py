@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from lapse.consumers import Identity, LapseMiddleware, session_reference
+from lapse.consumers import ConfigError, Identity, LapseMiddleware, session_reference
 from lapse.consumers.frameworks.asgi import SCOPE_KEY, ASGIApp, Receive, Scope, Send
 from lapse.consumers.testing import MemoryFeed, MemoryPublisher
 from lapse.schemas import SessionTouched
@@ -319,6 +319,15 @@ async def test_identify_may_be_asynchronous_and_a_key_changes_the_reference() ->
     client = _Client("http")
     await asgi(client.scope, client.receive, client.send)
     assert client.sent[0]["status"] == 401
+
+
+def test_an_identity_does_not_show_the_session_id() -> None:
+    assert RAW not in repr(Identity(RAW, "u-1"))
+
+
+def test_a_word_for_on_stale_that_is_none_is_refused_at_start() -> None:
+    with pytest.raises(ConfigError, match="on_stale is 'denied'"):
+        _Service(_hello, on_stale="denied")
 
 
 async def test_other_scopes_pass() -> None:

@@ -118,6 +118,22 @@ def test_a_hurried_session_goes_at_once_and_cools_from_then_on() -> None:
     assert len(coalescer) == 0
 
 
+def test_what_is_hurried_while_an_earlier_span_is_flying_goes_as_soon_as_that_has_landed() -> None:
+    coalescer = Coalescer(INTERVAL)
+    coalescer.touch(A, "u", None, 0)
+    coalescer.touch(B, "u", None, 0)
+    flying = coalescer.take(coalescer.release(0), 0)
+    coalescer.touch(A, "u", None, 1_000)
+    coalescer.hurry_all()
+    coalescer.landed(flying)
+    assert coalescer.unsent == 1  # so a flush that asks for it does not end before
+    assert [touch.latest for touch in _send(coalescer, 1_200)] == [1_000]
+    assert coalescer.unsent == 0
+    coalescer.touch(A, "u", None, 2_000)
+    assert _send(coalescer, 5_999) == []
+    assert [touch.latest for touch in _send(coalescer, 6_000)] == [2_000]
+
+
 def test_a_touch_older_than_the_wire_can_say_is_not_told_as_a_younger_one() -> None:
     coalescer = Coalescer(INTERVAL)
     coalescer.touch(A, "u", None, 0)

@@ -9,8 +9,11 @@ from lapse.consumers import Cause, ConfigError, Ended, Guard, session_reference
 from lapse.consumers.guard import ALLOWED
 from lapse.consumers.testing import MemoryFeed
 
+from tests.consumers.support import free_port, until
+
 SESSION = session_reference("cookie")
 OTHER = session_reference("other")
+LATER, MEANWHILE = session_reference("later"), session_reference("meanwhile")
 
 
 def test_an_allowed_session_costs_no_object() -> None:
@@ -240,6 +243,31 @@ def test_a_topic_that_is_read_anew_brings_news_and_takes_no_denial_back() -> Non
     assert guard.fresh
 
 
+def test_what_is_read_again_after_a_lost_connection_is_not_told_again() -> None:
+    feed = MemoryFeed()
+    feed.revoke(session=SESSION, subject="u", id="r-history")
+    feed.end(OTHER, deny_until=feed.clock.now_at + 60_000)
+    feed.advance(3_600_000)
+    guard = feed.guard()  # it has forgotten OTHER, whose denial is over
+    heard: list[Ended] = []
+    guard.on_ended(heard.append)
+    feed.revoke(subject="u", id="r-news")
+    feed.end(LATER)
+    for source in ("revocations", "expiries"):
+        guard.intake.lose(source, "the broker was restarted")
+    feed.broker_runs = False
+    feed.end(MEANWHILE)
+    feed.broker_runs = True
+    (reader,) = feed._readers
+    reader.positions = dict.fromkeys(reader.positions, 0)
+    feed._begin(reader)
+    feed.advance(1_000)
+    assert [ended.session for ended in heard] == [LATER, MEANWHILE]
+    assert [applied.revocation for applied in guard.intake.applied] == ["r-news"]
+    assert len(guard.intake.propagations_ms) == 3
+    assert guard.fresh
+
+
 def test_its_status_says_what_it_did() -> None:
     feed = MemoryFeed()
     guard = feed.guard(service="shop", instance="i-1", on_stale="deny")
@@ -255,6 +283,34 @@ def test_its_status_says_what_it_did() -> None:
     assert status.propagation_ms is not None
 
 
+async def test_of_two_guards_of_one_feed_one_may_stop() -> None:
+    feed = MemoryFeed()
+    async with feed.guard() as first, feed.guard() as second:
+        await first.stop()
+        feed.end(SESSION)
+        assert first.check(SESSION)
+        assert not second.check(SESSION)
+
+
+async def test_a_start_that_is_cancelled_leaves_no_task_behind() -> None:
+    guard = Guard(f"127.0.0.1:{free_port()}", service="shop")
+    before = asyncio.all_tasks()
+    starting = asyncio.create_task(guard.start())
+    await until(lambda: len(asyncio.all_tasks() - before) > 1)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert not {task for task in asyncio.all_tasks() - before if task.get_name().startswith("lapse-")}
+
+
+def test_a_word_that_is_neither_allow_nor_deny_denies() -> None:
+    feed = MemoryFeed()
+    guard = feed.guard()
+    feed.processor_runs = False
+    feed.advance(10_000)
+    assert guard.check(SESSION)
+    assert not guard.check(SESSION, on_stale="Deny")  # type: ignore[arg-type]  # what is tested
+
+
 async def test_it_starts_and_stops_around_an_application() -> None:
     feed = MemoryFeed()
     async with feed.guard() as guard:
@@ -263,7 +319,14 @@ async def test_it_starts_and_stops_around_an_application() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"stale_after_ms": 2_999}, {"stale_after_ms": 3_600_001}, {"on_stale": "perhaps"}, {"session_life_max_ms": 0}],
+    [
+        {"stale_after_ms": 2_999},
+        {"stale_after_ms": 3_600_001},
+        {"on_stale": "perhaps"},
+        {"session_life_max_ms": 0},
+        {"instance": ""},
+        {"instance": "i" * 257},
+    ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -113,16 +113,18 @@ class MemoryFeed:
 
     def guard(self, *, service: str = "test", **options: Any) -> Guard:
         """Return a guard that this feed feeds from now on, fresh if broker and processor run; options are Guard's."""
-        guard = Guard(service=service, feed=self, clock=self.clock, **options)
+        feed = _FeedOfOne(self)
+        guard = Guard(service=service, feed=feed, clock=self.clock, **options)
+        feed.intake = guard.intake
         self._attach(guard.intake)
         return guard
 
     async def start(self, intake: Intake) -> None:
-        """Feed a guard; Guard's own start calls it."""
+        """Feed a guard that was made with `feed=` this one."""
         self._attach(intake)
 
     async def stop(self) -> None:
-        """Feed no more; Guard's own stop calls it."""
+        """Feed nobody any more."""
         self._readers.clear()
 
     def end(
@@ -223,6 +225,9 @@ class MemoryFeed:
                 self._begin(reader)
                 self._pulse()
 
+    def _detach(self, intake: Intake | None) -> None:
+        self._readers = [reader for reader in self._readers if reader.intake is not intake]
+
     def _begin(self, reader: _Reader) -> None:
         for source in ("expiries", "revocations"):
             ends = [len(self._log[source, partition]) for partition in range(self._partitions)]
@@ -242,6 +247,20 @@ class MemoryFeed:
                     reader.intake.apply(source, partition, log[position:], now)
             for source in ("expiries", "revocations"):
                 reader.intake.freshness.proven(source, now)
+
+
+class _FeedOfOne:
+    """What one guard starts and stops: the others that read the same log go on."""
+
+    def __init__(self, log: MemoryFeed) -> None:
+        self._log = log
+        self.intake: Intake | None = None
+
+    async def start(self, intake: Intake) -> None:
+        self._log._attach(intake)
+
+    async def stop(self) -> None:
+        self._log._detach(self.intake)
 
 
 class _MemoryBatch:

@@ -12,6 +12,9 @@ touch is forgotten.
                             ^                |                  |
                             +-----lost-------+                  +--cooled, touched--> READY
 
+What is *hurried*, because the session is about to be closed or the publisher to stop, does not cool: its span is ready
+at once, or, where an earlier one is flying, as soon as that has landed.
+
 Why cooling counts from the last instant *told*, and not from when the record was sent. Let L be the newest instant
 that the log has been told, and t a touch after it. The log must hear of t before L + idle. t is taken at L + interval
 at the latest, and stands in the log `delay` later; so `interval + delay < idle` is enough, whatever the pattern (and
@@ -51,7 +54,19 @@ class _State(Enum):
 class Track:
     """What the coalescer knows of one session."""
 
-    __slots__ = ("first", "landing", "latest", "pause", "session", "state", "subject", "tenant", "told", "waiting")
+    __slots__ = (
+        "first",
+        "hurried",
+        "landing",
+        "latest",
+        "pause",
+        "session",
+        "state",
+        "subject",
+        "tenant",
+        "told",
+        "waiting",
+    )
 
     def __init__(self, session: str, subject: str, tenant: str | None) -> None:
         self.session = session
@@ -59,6 +74,7 @@ class Track:
         self.tenant = tenant
         self.state = _State.READY
         self.waiting = False  # whether first, latest and pause hold a span that is not taken yet
+        self.hurried = False  # whether that span is ready as soon as the one that is flying has landed
         self.first = 0.0
         self.latest = 0.0
         self.pause = 0.0
@@ -171,11 +187,12 @@ class Coalescer:
     def hurry(self, session: str) -> None:
         """Make the session's waiting span ready now, because something that must come after it is about to be sent."""
         track = self._tracks.get(session)
-        if track is not None and track.waiting and track.state is _State.COOLING:
-            track.state = _State.READY
-            track.landing = 0
-            self._ready.append(track)
-            self.unsent += 1
+        if track is None or not track.waiting:
+            return
+        if track.state is _State.COOLING:
+            self._be_ready(track)
+        elif track.state is _State.FLYING:
+            track.hurried = True
 
     def next_at(self) -> float | None:
         """Return when the next session will have cooled, or None; what is ready is ready now."""
@@ -189,9 +206,7 @@ class Coalescer:
             if landing != track.landing:
                 continue  # the session was hurried: it has been sent since, or is about to be
             if track.waiting:
-                track.state = _State.READY
-                self._ready.append(track)
-                self.unsent += 1
+                self._be_ready(track)
             else:
                 del self._tracks[track.session]
         ready, self._ready = self._ready, []
@@ -208,16 +223,21 @@ class Coalescer:
                 del self._tracks[track.session]
                 continue
             track.state = _State.FLYING
-            track.waiting = False
+            track.waiting = track.hurried = False
             touches.append(Touch(track, track.first, track.latest, track.pause, track.told))
         return touches
 
     def landed(self, touches: Sequence[Touch]) -> None:
-        """Note that the spans stand in the log: their sessions cool."""
+        """Note that the spans stand in the log: their sessions cool, but for those that were hurried meanwhile."""
         for touch in touches:
             track = touch.track
             self.unsent -= 1
-            self._cool(track, touch.latest if track.told is None else max(track.told, touch.latest))
+            told = touch.latest if track.told is None else max(track.told, touch.latest)
+            if track.hurried:
+                track.told = told
+                self._be_ready(track)
+            else:
+                self._cool(track, told)
 
     def lost(self, touches: Sequence[Touch]) -> None:
         """Note that the spans may not stand in the log: they join what has come since, and are ready again."""
@@ -231,6 +251,12 @@ class Coalescer:
             track.first = first
             track.state = _State.READY
             self._ready.append(track)
+
+    def _be_ready(self, track: Track) -> None:
+        track.state = _State.READY
+        track.landing = 0
+        self._ready.append(track)
+        self.unsent += 1
 
     def _cool(self, track: Track, told: float) -> None:
         track.told = told

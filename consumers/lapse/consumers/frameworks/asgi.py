@@ -16,14 +16,14 @@ means the whole connection. Otherwise each message from the client is a touch.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
 from lapse.consumers.activity import ActivityPublisher
 from lapse.consumers.frameworks.problem import CLOSE_CODE, HEADERS, STATUS, problem, reason
-from lapse.consumers.guard import Decision, Ended, Guard, OnStale
-from lapse.schemas import session_reference
+from lapse.consumers.guard import ON_STALE, Decision, Ended, Guard, OnStale
+from lapse.schemas import ConfigError, session_reference
 
 __all__ = ["SCOPE_KEY", "ActiveSession", "Identity", "LapseMiddleware"]
 
@@ -48,7 +48,7 @@ class Identity:
         started_at: when the session started, epoch ms, if known: revocations of a subject then act in one hop.
     """
 
-    session_id: str | bytes
+    session_id: str | bytes = field(repr=False)
     subject: str
     tenant: str | None = None
     started_at: int | None = None
@@ -79,6 +79,9 @@ class LapseMiddleware:
         key: of session references, the estate's, if it has one.
         on_stale: overrides the guard's own, for all requests or by scope (a function may return None: the guard's own).
         touch_on_message: whether each message from a WebSocket's client is a touch.
+
+    Raises:
+        ConfigError: on_stale is neither.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class LapseMiddleware:
         on_stale: OnStale | Callable[[Scope], OnStale | None] | None = None,
         touch_on_message: bool = True,
     ) -> None:
+        if on_stale not in (None, *ON_STALE) and not callable(on_stale):
+            raise ConfigError(f"on_stale is {on_stale!r}: allow, deny, or a function of the scope")
         self._app = app
         self._guard = guard
         self._identify = identify

@@ -48,7 +48,8 @@ class Lapse:
         identify: whose request it is; see LapseMiddleware.
         prefix: of the topics.
         key: of session references, if the estate has one.
-        on_stale: what the guard does while it is stale, for all requests, or by scope.
+        on_stale: what the guard does while it is stale, for all requests or by scope (a function may return None).
+            None: what `guard` does by itself, which is to allow unless it was made otherwise.
         guard, publisher: your own, made with other arguments.
 
     Attributes:
@@ -63,11 +64,12 @@ class Lapse:
         identify: Identify,
         prefix: str = "lapse.",
         key: bytes | None = None,
-        on_stale: OnStale | Callable[[Scope], OnStale | None] = "allow",
+        on_stale: OnStale | Callable[[Scope], OnStale | None] | None = None,
         guard: Guard | None = None,
         publisher: ActivityPublisher | None = None,
     ) -> None:
-        self.guard = guard or Guard(bootstrap_servers, service=service, prefix=prefix)
+        by_itself = on_stale if isinstance(on_stale, str) else "allow"
+        self.guard = guard or Guard(bootstrap_servers, service=service, prefix=prefix, on_stale=by_itself)
         self.publisher = publisher or ActivityPublisher(bootstrap_servers, service=service, prefix=prefix)
         self._identify = identify
         self._key = key

@@ -1,14 +1,16 @@
 """What does a guard answer, and what does it say when a session ends?"""
 
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from lapse.schemas import Cause
 
-__all__ = ["ALLOWED", "ALLOWED_STALE", "DENIED_STALE", "Decision", "Ended", "OnStale"]
+__all__ = ["ALLOWED", "ALLOWED_STALE", "DENIED_STALE", "ON_STALE", "Decision", "Ended", "OnStale"]
 
 OnStale = Literal["allow", "deny"]
 """What a guard does that does not know enough: let sessions pass that it knows no ending of, or refuse them."""
+
+ON_STALE: Final[tuple[OnStale, ...]] = get_args(OnStale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from lapse.consumers.guard.decisions import ALLOWED, ALLOWED_STALE, DENIED_STALE, Decision, Ended, OnStale
+from lapse.consumers.guard.decisions import ALLOWED, ALLOWED_STALE, DENIED_STALE, ON_STALE, Decision, Ended, OnStale
 from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS, Denials
 from lapse.consumers.guard.feed import Feed, KafkaFeed
 from lapse.consumers.guard.freshness import Freshness
@@ -23,7 +23,7 @@ from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
 from lapse.consumers.guard.reports import Reporter, percentile
 from lapse.consumers.producer import WRITE_ERRORS, Producer
-from lapse.schemas import Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
+from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 
 __all__ = ["Guard"]
 
@@ -84,16 +84,18 @@ class Guard:
     ) -> None:
         if not STALE_AFTER_MIN_MS <= stale_after_ms <= 3_600_000:
             raise ConfigError(f"stale_after_ms is {stale_after_ms}: 3,000 to 3,600,000 is allowed")
-        if on_stale not in ("allow", "deny"):
+        if on_stale not in ON_STALE:
             raise ConfigError(f"on_stale is {on_stale!r}: allow or deny")
-        if not 1 <= len(service) <= 256:
-            raise ConfigError("service is the name of this service: 1 to 256 characters")
+        if not 1 <= len(service) <= NAME_LENGTH_MAX:
+            raise ConfigError(f"service is the name of this service: 1 to {NAME_LENGTH_MAX} characters")
+        if instance is not None and not 1 <= len(instance) <= NAME_LENGTH_MAX:
+            raise ConfigError(f"instance is the name of this process: 1 to {NAME_LENGTH_MAX} characters")
         if session_life_max_ms < 1:
             raise ConfigError(f"session_life_max_ms is {session_life_max_ms}: at least 1 is needed")
         if bootstrap_servers is None and feed is None:
             raise ConfigError("bootstrap_servers is missing: where is Kafka?")
         self.service = service
-        self.instance = instance or f"{socket.gethostname()}-{os.getpid()}"[-256:]
+        self.instance = instance or f"{socket.gethostname()}-{os.getpid()}"[-NAME_LENGTH_MAX:]
         self.checks = 0
         self.refused = 0
         self.allowed_while_stale = 0
@@ -135,7 +137,12 @@ class Guard:
             self._producer = Producer(self._settings, self._client_id)
             reporter = Reporter(self._producer, self._topics, self.intake, self.status, self._clock)
             self._reporting = asyncio.create_task(reporter.run(), name="lapse-guard-reports")
-        if not await self.wait_until_fresh(self._ready_timeout_s):
+        try:
+            fresh = await self.wait_until_fresh(self._ready_timeout_s)
+        except BaseException:  # cancelled: nobody else would end what reads
+            await self.stop()
+            raise
+        if not fresh:
             _log.warning("the guard of %s starts stale (%s): %s", self.service, self._on_stale, self.why_stale)
 
     async def stop(self) -> None:
@@ -152,7 +159,8 @@ class Guard:
                     await Reporter(producer, self._topics, self.intake, self.status, self._clock).report_status()
             except WRITE_ERRORS as error:
                 _log.info("the guard's last status was not written: %s", error)
-            await producer.close()
+            finally:
+                await producer.close()
         await self._hooks.close()
 
     async def wait_until_fresh(self, timeout_s: float) -> bool:
@@ -199,11 +207,11 @@ class Guard:
             raise ValueError("check takes a session's reference: session_reference(session_id)")
         if self._clock() < self._freshness.fresh_until:
             return ALLOWED
-        if (on_stale or self._on_stale) == "deny":
-            self.refused += 1
-            return DENIED_STALE
-        self.allowed_while_stale += 1
-        return ALLOWED_STALE
+        if (on_stale or self._on_stale) == "allow":
+            self.allowed_while_stale += 1
+            return ALLOWED_STALE
+        self.refused += 1  # also by a word that is neither, which a function of the application's may return
+        return DENIED_STALE
 
     def on_ended(
         self,

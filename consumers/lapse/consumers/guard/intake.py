@@ -77,22 +77,24 @@ class Intake:
         self.positions: dict[Source, list[int]] = {"expiries": [], "revocations": []}
         self.unreadable = 0
         self._topics: dict[Source, str] = {"expiries": topics.expiries, "revocations": topics.revocations}
-        self._history: dict[Source, tuple[int, ...]] = {}  # the ends at the guard's start: news is what comes after
+        # News is what comes after these offsets: the ends at the guard's start, then what it had read when it lost the
+        # topic. What is read again after a lost connection must not be told again.
+        self._history: dict[Source, tuple[int, ...]] = {}
         self._orders: dict[str, None] = {}  # ids of revocations that were news, the last REPORTS_MAX of them
         self._forgotten_at: int | None = None
 
     def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int]) -> None:
         """Note that a topic is read from `positions` on; the ends were taken after the assignment."""
-        self._history.setdefault(source, tuple(ends))
+        known = self._history.get(source, tuple(ends))
+        # A topic that ends before what was read of it is another one, and all of it came after the guard's start.
+        self._history[source] = tuple(offset if offset <= end else 0 for offset, end in zip(known, ends, strict=False))
         self.positions[source] = list(positions)
         self.freshness.begin(source, ends, positions)
 
     def lose(self, source: Source, reason: str) -> None:
         """Note that the topic is not followed any more; what is known stays."""
         if self.freshness.has_caught_up(source):
-            self._history[source] = ()  # whatever is not known when it is read anew is news
-        else:
-            self._history.pop(source, None)
+            self._history[source] = tuple(self.positions[source])
         self.freshness.lose(source, reason)
 
     def apply(self, source: Source, partition: int, records: Iterable[LogRecord], at: float) -> None:

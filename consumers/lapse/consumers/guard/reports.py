@@ -65,6 +65,11 @@ class Reporter:
                     _log.warning("the guard's reports cannot be written and wait: %s %s", type(error).__name__, error)
                 self._failing = True
                 await asyncio.sleep(REPORT_INTERVAL_S)
+            except Exception:  # a fault of ours: reports that ended for good would look like a guard that does not run
+                if not self._failing:
+                    _log.exception("the guard's reports failed and go on")
+                self._failing = True
+                await asyncio.sleep(REPORT_INTERVAL_S)
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
     async def report_status(self) -> None:
