@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lapse.pipeline.broker import record
-from lapse.pipeline.settings import KAFKA_DEFAULT, Settings, is_loopback
+from lapse.pipeline.settings import KAFKA_DEFAULT, SECRETS, Settings, is_loopback
 from lapse.schemas.errors import ConfigError
 
 
@@ -69,6 +69,7 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"prefix": "a b"}, "LAPSE_PREFIX='a b' is refused: must be at most 200 characters of A-Z a-z 0-9 . _ -"),
         ({"unknown_sessions": "drop"}, "LAPSE_UNKNOWN_SESSIONS='drop' is refused: Input should be 'adopt' or 'reject'"),
         ({"worker_key": "short"}, "LAPSE_WORKER_KEY is refused: must have at least 16 bytes"),
+        ({"reference_key": "short"}, "LAPSE_REFERENCE_KEY is refused: must have at least 16 bytes"),
         ({"partition": 3}, "there is no setting partition"),
     ],
 )
@@ -100,18 +101,23 @@ def test_the_default_broker_is_the_one_that_runs_here(empty_directory: Path) -> 
 
 
 @pytest.mark.parametrize("source", ["flag", "bytes", "environment", "file"])
-def test_the_worker_key_is_the_same_bytes_wherever_it_is_given(
-    source: str, empty_directory: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_key_is_the_same_bytes_wherever_it_is_given(
+    name: str, source: str, empty_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "correct horse battery staple"
     if source == "environment":
-        monkeypatch.setenv("LAPSE_WORKER_KEY", text + "\n")
+        monkeypatch.setenv(f"LAPSE_{name.upper()}", text + "\n")
     if source == "file":
-        (empty_directory / "lapse.toml").write_text(f'worker_key = "{text}"\n')
-    given: dict[str, dict[str, object]] = {"flag": {"worker_key": text}, "bytes": {"worker_key": text.encode()}}
+        (empty_directory / "lapse.toml").write_text(f'{name} = "{text}"\n')
+    given: dict[str, dict[str, object]] = {"flag": {name: text}, "bytes": {name: text.encode()}}
     settings = Settings(kafka="broker.example:9092", **given.get(source, {}))
-    assert settings.worker_key == text.encode()
+    assert getattr(settings, name) == text.encode()
     assert text not in repr(settings)
+
+
+def test_references_have_no_key_unless_one_is_given() -> None:
+    assert Settings().reference_key is None
 
 
 def test_a_development_key_is_made_once_and_only_for_oneself(empty_directory: Path) -> None:

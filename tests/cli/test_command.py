@@ -50,6 +50,13 @@ def test_a_fault_of_our_own_is_not_hidden() -> None:
     assert isinstance(CliRunner().invoke(app, []).exception, KeyError)
 
 
+def test_without_its_extra_the_program_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from lapse.pipeline.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "lapse: typer is not installed: pip install 'lapse[pipeline]' brings the operators' tools\n"
+
+
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
 def test_what_a_command_returns_is_the_exit_code(returned: int | None, code: int) -> None:
     app = typer.Typer()

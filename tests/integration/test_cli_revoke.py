@@ -6,6 +6,7 @@ Method: the real program against a real broker; the topic is read by another cli
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from lapse.pipeline.operations.topics import apply_topics
 from lapse.pipeline.settings import Settings
 from lapse.schemas import parse_revocation, partition_of, session_reference
 
-from tests.cli.running import lapse
+from tests.cli.running import flags_of, lapse, program
 
 REF = session_reference("a session id")
 
@@ -115,12 +116,26 @@ def test_raw_writes_the_hash_and_nothing_else_of_the_session_id(topics: Settings
     assert "s3cr3t" not in json.dumps([value for _, _, value in records])
 
 
-def test_raw_hashes_with_the_estates_key_where_there_is_one(topics: Settings, tmp_path: Any) -> None:
+def test_raw_hashes_with_the_estates_key_where_there_is_one(
+    topics: Settings, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "key").write_bytes(b"a key of the estate\n")
-    order = ["--raw", "--key-file", str(tmp_path / "key"), "--reason", "admin", "--subject", "u"]
+    order = ["--raw", "--reason", "admin", "--subject", "u"]
+    from_file = ["--key-file", str(tmp_path / "key")]
+    assert lapse("revoke", "session", *order, *from_file, settings=topics, given="s3cr3t\n").code == 0
+    monkeypatch.setenv("LAPSE_REFERENCE_KEY", "another key, of all")
     assert lapse("revoke", "session", *order, settings=topics, given="s3cr3t\n").code == 0
+    assert lapse("revoke", "session", *order, *from_file, settings=topics, given="s3cr3t\n").code == 0
+    estates, others = (session_reference("s3cr3t", key) for key in (b"a key of the estate", b"another key, of all"))
+    assert [value["session"] for _, _, value in written(topics)] == [estates, others, estates]
+
+
+def test_a_raw_id_may_be_any_bytes(topics: Settings) -> None:
+    order = ["revoke", "session", "--raw", "--reason", "admin", "--subject", "u"]
+    done = subprocess.run(program(*order, *flags_of(topics)), input=b"s3\xffcr3t\n", capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
     [(_, _, value)] = written(topics)
-    assert value["session"] == session_reference("s3cr3t", b"a key of the estate")
+    assert value["session"] == session_reference(b"s3\xffcr3t")
 
 
 def test_without_topics_nothing_is_written_and_none_is_made(settings: Settings) -> None:

@@ -33,14 +33,17 @@ from pydantic_settings import (
 from lapse.pipeline.broker import record
 from lapse.schemas.errors import ConfigError
 
-__all__ = ["KAFKA_DEFAULT", "WORKER_KEY_LENGTH_MIN", "Settings", "is_loopback"]
+__all__ = ["KAFKA_DEFAULT", "KEY_LENGTH_MIN", "SECRETS", "Settings", "is_loopback"]
 
 KAFKA_DEFAULT: Final = "127.0.0.1:9092"
 FILE: Final = "lapse.toml"
 
-# 16 bytes are 128 bits where the key is random; NIST SP 800-107 asks 112 of an HMAC key. Made ones have 256.
-WORKER_KEY_LENGTH_MIN: Final = 16
+# 16 bytes are 128 bits where a key is random; NIST SP 800-107 asks 112 of an HMAC key. Made ones have 256.
+KEY_LENGTH_MIN: Final = 16
 _KEY_FILE: Final = "worker.key"
+
+SECRETS: Final = {"worker_key": "LAPSE_WORKER_KEY", "reference_key": "LAPSE_REFERENCE_KEY"}
+"""What is no flag, since every user of a machine can read its processes' arguments, and shown in no message."""
 
 _DAY_MS: Final = 86_400_000
 
@@ -78,6 +81,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("LAPSE_WORKER_KEY"),
         description="the key that control records are signed with",
     )
+    reference_key_given: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LAPSE_REFERENCE_KEY"),
+        description="the key that services make session references with; none: plain hashes",
+    )
     grace_ms: int = Field(250, ge=0, le=60_000, description="the time publishing a touch may take")
     # Ticks come once a second: a gap below that would hold every idle ending for ever.
     gap_ms: int = Field(3_000, ge=1_001, le=3_600_000, description="a longer silence of the log is an outage")
@@ -101,10 +109,9 @@ class Settings(BaseSettings):
 
     def __init__(self, **flags: Any) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
-        if isinstance(key := given.pop("worker_key", None), bytes):
-            key = key.decode("utf-8")
-        if key is not None:
-            given["LAPSE_WORKER_KEY"] = key
+        for name, variable in SECRETS.items():
+            if (key := given.pop(name, None)) is not None:
+                given[variable] = key.decode("utf-8") if isinstance(key, bytes) else key
         try:
             super().__init__(**given)
         except ValidationError as refused:
@@ -132,11 +139,11 @@ class Settings(BaseSettings):
                 raise ValueError("must be host:port, several separated by commas")
         return value
 
-    @field_validator("worker_key_given")
+    @field_validator("worker_key_given", "reference_key_given")
     @classmethod
-    def _worker_key_is_long(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value().strip().encode()) < WORKER_KEY_LENGTH_MIN:
-            raise ValueError(f"must have at least {WORKER_KEY_LENGTH_MIN} bytes")
+    def _key_is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().strip().encode()) < KEY_LENGTH_MIN:
+            raise ValueError(f"must have at least {KEY_LENGTH_MIN} bytes")
         return value
 
     @property
@@ -154,14 +161,20 @@ class Settings(BaseSettings):
         if not is_loopback(self.kafka):
             raise ConfigError(
                 f"LAPSE_WORKER_KEY is not set, and the broker {self.kafka} is not on this machine: give every worker "
-                f"of the group the same secret of at least {WORKER_KEY_LENGTH_MIN} bytes "
+                f"of the group the same secret of at least {KEY_LENGTH_MIN} bytes "
                 "(one is made by: openssl rand -base64 32)"
             )
         return _development_key(self.directory)
 
+    @property
+    def reference_key(self) -> bytes | None:
+        """The estate's key of session references: the UTF-8 bytes of `LAPSE_REFERENCE_KEY`; None: there is none."""
+        given = self.reference_key_given
+        return None if given is None else given.get_secret_value().strip().encode()
+
 
 class _File(TomlConfigSettingsSource):
-    """`lapse.toml`, with the key under the name that users write."""
+    """`lapse.toml`, with the keys under the names that users write."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         try:
@@ -171,9 +184,7 @@ class _File(TomlConfigSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
-        if "worker_key" in values:
-            values["LAPSE_WORKER_KEY"] = values.pop("worker_key")
-        return values
+        return {SECRETS.get(name, name): value for name, value in values.items()}
 
 
 def is_loopback(servers: str) -> bool:
@@ -213,9 +224,9 @@ def _development_key(directory: Path) -> bytes:
         ) from None
     finally:
         draft.unlink(missing_ok=True)
-    if len(key) < WORKER_KEY_LENGTH_MIN:
+    if len(key) < KEY_LENGTH_MIN:
         raise ConfigError(
-            f"the development key {path} has {len(key)} bytes, at least {WORKER_KEY_LENGTH_MIN} are needed: remove it"
+            f"the development key {path} has {len(key)} bytes, at least {KEY_LENGTH_MIN} are needed: remove it"
         )
     return key
 
@@ -226,7 +237,7 @@ def _explain(error: ErrorDetails) -> str:
     variable = name if name.startswith("LAPSE_") else f"LAPSE_{name.upper()}"
     if error["type"] == "extra_forbidden":
         return f"there is no setting {name}"
-    shown = "" if variable == "LAPSE_WORKER_KEY" else f"={error['input']!r}"
+    shown = "" if variable in SECRETS.values() else f"={error['input']!r}"
     field = Settings.model_fields.get(name)
     bounds = [] if field is None else field.metadata
     low = next((rule.ge for rule in bounds if hasattr(rule, "ge")), None)

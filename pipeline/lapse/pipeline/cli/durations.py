@@ -7,6 +7,7 @@ unit is refused, since it is milliseconds to some and seconds to others; `none` 
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Final
 
 __all__ = ["NONE", "BadDuration", "format_duration", "parse_duration"]
@@ -23,15 +24,20 @@ class BadDuration(ValueError):
 
 
 def parse_duration(text: str) -> int:
-    """Return the milliseconds that a text names, at least 1.
+    """Return the milliseconds that a text names, 1 to DURATION_MAX_MS.
 
     Raises:
-        BadDuration: it is not a duration, or none of whole milliseconds above 0.
+        BadDuration: it is not a duration, or none of whole milliseconds in that range.
     """
+    from lapse.schemas import DURATION_MAX_MS
+
     compact = text.strip().lower().replace(" ", "")
     if _WHOLE.fullmatch(compact) is None:
         raise BadDuration(f"{text!r} is not a duration: write a number and a unit, as 500ms, 90s, 15m, 8h, 1h30m or 7d")
-    total = sum(float(number) * _UNITS_MS[unit] for number, unit in _PART.findall(compact))
+    # Decimal, for 1.001 times 1000 is not 1001 in binary fractions.
+    total = sum((Decimal(number) * _UNITS_MS[unit] for number, unit in _PART.findall(compact)), Decimal(0))
+    if total > DURATION_MAX_MS:
+        raise BadDuration(f"{text[:40]!r} is longer than any duration: at most {format_duration(DURATION_MAX_MS)}")
     if total != int(total) or total < 1:
         raise BadDuration(f"{text!r} is not a duration above zero in whole milliseconds")
     return int(total)

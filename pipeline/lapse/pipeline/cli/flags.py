@@ -2,7 +2,7 @@
 
 A flag is a setting's name in dashes and wins over `LAPSE_<NAME>`, which wins over `lapse.toml`. The table repeats the
 names, types and descriptions of `lapse.pipeline.settings.Settings`, which takes a third of a second to import, so that
-help does not wait for it; a test compares the two. `worker_key` is no flag: every user of a machine can read its
+help does not wait for it; a test compares the two. The keys are no flags: every user of a machine can read its
 processes' arguments.
 """
 

@@ -48,7 +48,9 @@ def session(
     ] = False,
     key_file: Annotated[
         Path | None,
-        typer.Option("--key-file", metavar="FILE", help="With --raw: the key that the services hash session ids with."),
+        typer.Option(
+            "--key-file", metavar="FILE", help="With --raw: the services' key of references; else LAPSE_REFERENCE_KEY."
+        ),
     ] = None,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Take REF though it does not look like a reference (a foreign client's).")
@@ -64,7 +66,7 @@ def session(
     With --subject (and --tenant, where it has one) the order goes to the partition that holds the session, else to all
     of them.
     """
-    reference = _raw_reference(ref, key_file) if raw else _reference(ref, as_is=as_is)
+    reference = _raw_reference(settings, ref, key_file) if raw else _reference(ref, as_is=as_is)
     if key_file is not None and not raw:
         usage("--key-file is for --raw: a reference is already hashed")
     _order(settings, {"session": reference, "subject": subject, "tenant": tenant}, reason, note, by, as_json=json)
@@ -128,19 +130,19 @@ def _reference(ref: str | None, *, as_is: bool) -> str:
     return ref
 
 
-def _raw_reference(ref: str | None, key_file: Path | None) -> str:
+def _raw_reference(settings: Settings, ref: str | None, key_file: Path | None) -> str:
     from lapse.schemas import session_reference
 
     if ref is not None:
         usage("--raw reads the session id from standard input: give no REF")
     try:
-        key = key_file.read_bytes().strip() if key_file is not None else None
+        key = key_file.read_bytes().strip() if key_file is not None else settings.reference_key
     except OSError as broken:
         usage(f"--key-file cannot be read: {broken}")
     if key == b"":
         usage(f"--key-file {key_file} is empty")
     # Typed at a terminal it is not shown. Only the end of its line is cut off: a session id may hold anything else.
-    secret = getpass.getpass("Session id: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    secret = getpass.getpass("Session id: ") if sys.stdin.isatty() else sys.stdin.buffer.readline().rstrip(b"\r\n")
     if not secret:
         usage("--raw: standard input has no session id on its first line")
     return session_reference(secret, key)

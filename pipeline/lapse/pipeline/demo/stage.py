@@ -186,7 +186,7 @@ def _account(directory: Path, service: ServiceName) -> Path:
 
 def _as_environment(settings: Settings) -> dict[str, str]:
     """Return the settings as the variables that give a process the same ones."""
-    values = {f"LAPSE_{name.upper()}": getattr(settings, name) for name in Settings.model_fields}
-    del values["LAPSE_WORKER_KEY_GIVEN"]
+    shown = [name for name, field in Settings.model_fields.items() if field.validation_alias is None]
+    values = {f"LAPSE_{name.upper()}": getattr(settings, name) for name in shown}
     values["LAPSE_WORKER_KEY"] = settings.worker_key.decode()
     return {name: str(value) for name, value in values.items() if value is not None}
