@@ -31,7 +31,7 @@ async def test_a_session_is_told_in_the_order_in_which_it_happened(settings: Set
         publisher.started(session, "u-1", tenant="acme", policy="workforce", attributes={"role": "admin"})
         publisher.touched(session, "u-1", tenant="acme")
         publisher.closed(session, "u-1", tenant="acme")
-        assert await publisher.flush()
+        assert await publisher.flush(30.0)
         records = await read_all(settings, TopicNames(settings.prefix).activity, 3)
     assert [type(parse_activity(record.value)) for record in records] == [SessionStarted, SessionTouched, SessionClosed]
     assert {record.partition for record in records} == {partition_of("u-1", "acme", settings.partitions)}
@@ -47,7 +47,7 @@ async def test_touches_that_wait_together_travel_packed_in_their_subjects_partit
     ):
         for session, subject in sessions.items():
             publisher.touched(session, subject)
-        assert await publisher.flush()
+        assert await publisher.flush(30.0)
         records = await read_all(settings, TopicNames(settings.prefix).activity, publisher.stats.records)
     told = {}
     for record in records:
@@ -70,13 +70,13 @@ async def test_a_dead_producer_is_replaced_and_nothing_is_lost(settings: Setting
         ActivityPublisher(settings.kafka, service="shop", prefix=settings.prefix, delivery_timeout_ms=500) as publisher,
     ):
         publisher.touched(first, "u-1")
-        assert await publisher.flush()
+        assert await publisher.flush(30.0)
         assert publisher._pump is not None
         # As an out-of-order sequence does it (aiokafka issue 1017): from now on it takes records and sends none.
         (await publisher._pump._producer.ready())._sender.sender_task.cancel()
         publisher.touched(second, "u-1")
         told_at = time.monotonic()
-        assert await publisher.flush(15.0)
+        assert await publisher.flush(30.0)
         records = await read_all(settings, TopicNames(settings.prefix).activity, 2)
     assert publisher.stats.failures >= 1
     activities = [parse_activity(record.value) for record in records]

@@ -3,18 +3,21 @@
 aiokafka's idempotent producer keeps a batch for ever: its batches never expire, and an out-of-order sequence ends its
 sender for good (aiokafka issues 1017 and 659). So each write has a deadline of ours, and whoever missed it gives the
 producer up for a new one. What was in its queue is then sure not to be sent any more.
+
+A client that names a missing topic makes it, where the broker has `auto.create.topics.enable` (its default): with one
+partition, the senders' clocks and no cleanup of ours. So a new producer asks for all topics, and names none before.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
-__all__ = ["BATCH_BYTES_MAX", "WRITE_ERRORS", "Producer"]
+__all__ = ["BATCH_BYTES_MAX", "WRITE_ERRORS", "Producer", "refuse_missing"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -35,11 +38,13 @@ class Producer:
     Args:
         client: what aiokafka's clients take to reach the cluster: bootstrap_servers, security_protocol, ...
         name: the client id.
+        topics: what it is for; there is no producer before all of them exist.
     """
 
-    def __init__(self, client: Mapping[str, Any], name: str) -> None:
+    def __init__(self, client: Mapping[str, Any], name: str, topics: Collection[str]) -> None:
         self._client = dict(client)
         self._name = name
+        self._topics = topics
         self._current: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
         self._endings: set[asyncio.Task[None]] = set()
@@ -49,7 +54,7 @@ class Producer:
         """Return the producer, started.
 
         Raises:
-            one of WRITE_ERRORS: no broker answers; try again later.
+            one of WRITE_ERRORS: no broker answers, or a topic is missing; try again later.
         """
         async with self._starting:
             if self._current is None:
@@ -65,6 +70,7 @@ class Producer:
                 try:
                     async with asyncio.timeout(_START_TIMEOUT_S):
                         await fresh.start()
+                        refuse_missing(self._topics, (await fresh.client.fetch_all_metadata()).topics())
                 except BaseException:
                     await self._end(fresh)
                     raise
@@ -93,6 +99,13 @@ class Producer:
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
         await asyncio.shield(ending)
+
+
+def refuse_missing(needed: Collection[str], there: Collection[str]) -> None:
+    """Raise UnknownTopicOrPartitionError, with what to do, if a needed topic is not among those that are there."""
+    missing = sorted(set(needed) - set(there))
+    if missing:
+        raise UnknownTopicOrPartitionError(f"{', '.join(missing)} not found: run `lapse topics apply`")
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:

@@ -135,7 +135,7 @@ class ActivityPublisher:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._pump = Pump(
-            Producer(self._settings, f"lapse-activity-{self.service}"),
+            Producer(self._settings, f"lapse-activity-{self.service}", (self._topic,)),
             self._topic,
             self._outbox,
             self._coalescer,

@@ -25,6 +25,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from lapse.consumers.guard.freshness import Source
 from lapse.consumers.guard.intake import Intake
+from lapse.consumers.producer import refuse_missing
 from lapse.schemas import TopicNames
 
 __all__ = ["Feed", "KafkaFeed"]
@@ -160,12 +161,15 @@ class _Tail:
     async def _assign(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
         """Step 1. Return the partitions, in order."""
         async with asyncio.timeout(_START_TIMEOUT_S):
-            # A first assignment makes the client learn of the topic; only then is the number of partitions known.
-            consumer.assign([TopicPartition(self._topic, 0)])
             await consumer.start()
+            refuse_missing([self._topic], await consumer.topics())
+            # Only by a first assignment and question does the client learn how many partitions there are.
+            first = TopicPartition(self._topic, 0)
+            consumer.assign([first])
+            await consumer.end_offsets([first])
             numbers = consumer.partitions_for_topic(self._topic)
             if not numbers:
-                raise UnknownTopicOrPartitionError(f"{self._topic} does not exist: run `lapse topics apply`")
+                raise UnknownTopicOrPartitionError(f"the broker knows {self._topic} without its partitions")
             partitions = [TopicPartition(self._topic, number) for number in range(len(numbers))]
             consumer.assign(partitions)
             asked_at = self._clock()

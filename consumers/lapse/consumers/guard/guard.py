@@ -134,7 +134,8 @@ class Guard:
         """
         await self._feed.start(self.intake)
         if self._reports:
-            self._producer = Producer(self._settings, self._client_id)
+            written = (self._topics.enforcement, self._topics.dead_letters)
+            self._producer = Producer(self._settings, self._client_id, written)
             reporter = Reporter(self._producer, self._topics, self.intake, self.status, self._clock)
             self._reporting = asyncio.create_task(reporter.run(), name="lapse-guard-reports")
         try:
