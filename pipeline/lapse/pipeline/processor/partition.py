@@ -9,12 +9,15 @@ Input must be without holes. Faust may bring what it had fetched before a rebala
 between the engine's offset and a batch is read back from the log first, and what is below is dropped by the engine.
 Holes that no record fills (markers of transactions) cost one read.
 
-When a task fails, the worker does (`fault`): what a failed batch has changed is nowhere, and no checkpoint follows.
+When a task fails, the worker does (`fault`). What a failed batch has changed is nowhere, and what a failed checkpoint
+has cut is not marked as changed any more: no checkpoint follows, not even one that waits for its turn already
+(`_torn`).
 When the partition is fenced, another owner is at work: it falls silent (`lost`).
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -83,6 +86,8 @@ class OwnedPartition:
         self._lost = lost
         self._lock = asyncio.Lock()
         self._checkpointing = asyncio.Lock()
+        # Whether a batch or a checkpoint was left in the middle: then only a restore brings a whole state back.
+        self._torn = False
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
         self._refuses = False
         self._moved = asyncio.Event()
@@ -162,7 +167,8 @@ class OwnedPartition:
         while True:
             records = await self._inbox.get()
             async with self._lock:
-                await self._apply(records)
+                with self._whole_or_torn():
+                    await self._apply(records)
 
     async def _apply(self, records: Sequence[ConsumerRecord]) -> None:
         engine = self._engine
@@ -232,7 +238,7 @@ class OwnedPartition:
             await asyncio.sleep(max(interval_s / 2, began + interval_s - loop.time()))
 
     async def _checkpoint(self, deadline_s: float) -> None:
-        """Make the state durable. Called with `_checkpointing` held.
+        """Make the state durable, if it has changed and is not torn. Called with `_checkpointing` held.
 
         Raises:
             Fenced: another owner has begun.
@@ -240,7 +246,7 @@ class OwnedPartition:
         """
         began_ms = clocks.mono_ms()
         async with self._lock:
-            if self._saved == (self._engine.offset, self._parts.copier.copied(self.number)):
+            if self._torn or self._saved == (self._engine.offset, self._parts.copier.copied(self.number)):
                 return
             checkpoint = self._engine.cut()  # 3
             revocations = self._parts.copier.copied(self.number)
@@ -249,10 +255,19 @@ class OwnedPartition:
             raise InvariantError(
                 f"partition {self.number} went back from offset {self._saved[0]} to {checkpoint.offset}"
             )
-        await acknowledged(unacknowledged)  # 3
-        await self._writer.write(checkpoint, revocations, deadline_s)  # 4
+        with self._whole_or_torn():
+            await acknowledged(unacknowledged)  # 3
+            await self._writer.write(checkpoint, revocations, deadline_s)  # 4
         self._saved = (checkpoint.offset, revocations)
         self._parts.metrics.checkpointed((clocks.mono_ms() - began_ms) / 1000, len(checkpoint.records))
+
+    @contextmanager
+    def _whole_or_torn(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._torn = True
+            raise
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=f"lapse-{self.number}-{name}")
