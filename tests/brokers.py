@@ -16,7 +16,7 @@ from typing import Final
 
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from lapse.pipeline.broker import NOTHING_THERE, docker, local, maven, record
+from lapse.pipeline.broker import NOTHING_THERE, docker, local, maven
 from lapse.pipeline.broker.probe import brokers_serving
 from lapse.schemas.errors import RuntimeFault
 
@@ -75,7 +75,6 @@ def _start(stack: contextlib.ExitStack, directory: Path, wanted: str | None) -> 
     if java is None:
         raise RuntimeFault(NOTHING_THERE)
     started = maven.start(directory, java, lambda _: None)
-    record.write(directory, started)
     stack.callback(local.stop_broker, directory, erase=True)
     return Broker(started.bootstrap, "maven")
 

@@ -27,6 +27,16 @@ from tests.brokers import Broker, make_topic
 
 needs_java = pytest.mark.skipif(maven.find_java() is None, reason="this machine has no Java 17")
 
+# A process that starts the broker of a directory, and says where it serves.
+STARTING = (
+    sys.executable,
+    "-c",
+    (
+        "import sys, pathlib; from lapse.pipeline.broker import docker, start_broker; docker.engine = lambda: None; "
+        "print(start_broker(pathlib.Path(sys.argv[1])).bootstrap)"
+    ),
+)
+
 
 async def read_all(broker: Broker, topic: str, isolation: str, count: int) -> list[bytes | None]:
     consumer = AIOKafkaConsumer(
@@ -189,18 +199,32 @@ async def test_a_stopped_or_killed_broker_comes_back_with_its_address_and_its_re
 
 @needs_java
 def test_the_broker_outlives_the_command_that_started_it(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib; from lapse.pipeline.broker import docker, start_broker; docker.engine = lambda: None; "
-        "print(start_broker(pathlib.Path(sys.argv[1])).bootstrap)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=90
-    )
+    done = subprocess.run([*STARTING, str(tmp_path)], capture_output=True, text=True, check=True, timeout=90)
     try:
         status = broker_status(tmp_path)
         assert status is not None
         assert (status.bootstrap, status.serving) == (done.stdout.strip(), 1)
     finally:
+        stopped = stop_broker(tmp_path, erase=True)
+    assert stopped is not None
+    assert stopped.pid is not None
+    assert record.process_start(stopped.pid) is None
+
+
+@needs_java
+def test_a_start_that_was_killed_leaves_a_broker_that_is_found(tmp_path: Path) -> None:
+    maven.jars(lambda _: None)  # so that the start has nothing to fetch
+    starting = subprocess.Popen([*STARTING, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        until = time.monotonic() + 90
+        while record.running(tmp_path) is None:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        starting.kill()
+        assert starting.communicate()[0] == b""  # it had not come to serve
+        assert not start_broker(tmp_path).started
+    finally:
+        starting.kill()
         stopped = stop_broker(tmp_path, erase=True)
     assert stopped is not None
     assert stopped.pid is not None

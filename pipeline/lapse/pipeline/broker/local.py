@@ -90,7 +90,7 @@ def find_or_start(kafka: str | None, directory: Path, say: Say = lambda _: None)
     if kafka is None:
         return start_broker(directory, say)
     if brokers_serving(kafka) == 0:
-        raise RuntimeFault(f"the broker that LAPSE_KAFKA names does not answer: {kafka}")
+        raise RuntimeFault(f"the broker that is named (--kafka, LAPSE_KAFKA) does not answer: {kafka}")
     return BrokerHandle(kafka, "given", directory, started=False)
 
 

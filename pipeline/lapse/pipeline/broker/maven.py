@@ -12,6 +12,7 @@ In `<directory>/kafka`: `server.properties`, `data/`, `broker.log` (the broker's
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -114,7 +115,9 @@ def jars(say: Say) -> Path:
 
 
 def start(directory: Path, java: Path, say: Say) -> record.BrokerRecord:
-    """Start a broker with its data in `<directory>/kafka` and wait until it serves.
+    """Start a broker with its data in `<directory>/kafka`, note it in the directory, and wait until it serves.
+
+    It is noted before it serves, so that whoever is killed while waiting leaves no broker that nobody can find.
 
     Raises:
         RuntimeFault: it ended, or does not serve in time; with the last lines of its log.
@@ -145,14 +148,17 @@ def start(directory: Path, java: Path, say: Say) -> record.BrokerRecord:
         process = subprocess.Popen(
             [*jvm, "kafka.Kafka", str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
+    started = record.BrokerRecord("maven", bootstrap, process.pid, record.process_start(process.pid))
     try:
+        record.write(directory, started)
         _await_serving(process, bootstrap, [home / "broker.out", log])
     except BaseException:
         process.kill()
         process.wait()
+        record.forget(directory)
         raise
     _children[process.pid] = process
-    return record.BrokerRecord("maven", bootstrap, process.pid, record.process_start(process.pid))
+    return started
 
 
 def stop(found: record.BrokerRecord) -> None:
@@ -162,7 +168,8 @@ def stop(found: record.BrokerRecord) -> None:
     for number, patience_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, STOP_TIMEOUT_S)):
         if not record.process_is_alive(found.pid, found.started):
             break
-        os.kill(found.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself just now
+            os.kill(found.pid, number)
         until = time.monotonic() + patience_s
         while record.process_is_alive(found.pid, found.started) and time.monotonic() < until:
             time.sleep(_POLL_S)

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from fastapi import APIRouter, Depends, FastAPI, Response, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
 
-from lapse.consumers import ActivityPublisher, Identity, session_reference
+from lapse.consumers import ActivityPublisher, Guard, Identity, session_reference
 from lapse.consumers.frameworks.fastapi import CurrentSession, Lapse
 from lapse.pipeline.demo.account import Account
 from lapse.pipeline.demo.login_cookie import COOKIE, new_identity, opened, sealed
@@ -68,8 +68,8 @@ def build_app(task: ServiceTask, account: Account) -> FastAPI:
     lapse = Lapse(
         task.kafka,
         service=task.service,
-        prefix=task.prefix,
         identify=lambda scope: _identify(scope, key),
+        guard=Guard(task.kafka, service=task.service, prefix=task.prefix, session_life_max_ms=task.session_life_max_ms),
         publisher=ActivityPublisher(
             task.kafka, service=task.service, prefix=task.prefix, touch_interval_ms=TOUCH_INTERVAL_MS
         ),
