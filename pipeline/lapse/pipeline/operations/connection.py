@@ -10,6 +10,7 @@ names a topic.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
@@ -17,13 +18,16 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, NodeNotReadyError, for_code
+from aiokafka.structs import RecordMetadata
 
+from lapse.pipeline.clients import abandon
 from lapse.pipeline.settings import Settings
 from lapse.schemas.errors import ConfigError, RuntimeFault
 
 __all__ = [
     "REQUEST_TIMEOUT_MS",
     "administering",
+    "append",
     "consuming",
     "describe_topics",
     "producing",
@@ -89,7 +93,26 @@ async def producing(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
             await producer.start()
             yield producer
         finally:
-            await producer.stop()
+            await abandon(producer)
+
+
+async def append(
+    producer: AIOKafkaProducer, topic: str, partition: int, value: bytes, key: bytes | None = None
+) -> RecordMetadata:
+    """Append one record and return where it stands.
+
+    The deadline is ours: an idempotent producer would repeat the record for as long as its broker is away.
+
+    Raises:
+        TimeoutError: nothing was acknowledged in REQUEST_TIMEOUT_MS; the record may stand there, or come to.
+        KafkaError: the broker refused.
+    """
+    deadline_s = REQUEST_TIMEOUT_MS / 1000
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await producer.send_and_wait(topic, value, key=key, partition=partition)
+    except TimeoutError:
+        raise TimeoutError(f"not acknowledged in {deadline_s:.0f} s") from None
 
 
 @contextlib.asynccontextmanager
@@ -116,7 +139,7 @@ async def consuming(settings: Settings, **options: Any) -> AsyncIterator[AIOKafk
             await consumer.start()
             yield consumer
         finally:
-            await consumer.stop()
+            await abandon(consumer)
 
 
 async def describe_topics(admin: AIOKafkaAdminClient) -> dict[str, dict[str, Any]]:

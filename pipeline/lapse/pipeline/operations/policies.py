@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from lapse.pipeline.operations.connection import producing, require_topics
+from lapse.pipeline.operations.connection import append, producing, require_topics
 from lapse.pipeline.operations.reading import read_to_end
 from lapse.pipeline.settings import Settings
 from lapse.schemas import DEFAULT_POLICY, BadRecord, Policy, TopicNames, encode, parse_policy
@@ -67,7 +67,7 @@ async def set_policy(settings: Settings, policy: Policy) -> int:
     topic = TopicNames(settings.prefix).policies
     await require_topics(settings, [topic])
     async with producing(settings) as producer:
-        written = await producer.send_and_wait(topic, encode(policy), key=policy.name.encode(), partition=0)
+        written = await append(producer, topic, 0, encode(policy), policy.name.encode())
         version: int = written.offset
         return version
 

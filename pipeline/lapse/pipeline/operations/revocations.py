@@ -27,7 +27,7 @@ from typing import Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from lapse.pipeline.operations.connection import producing, require_topics
+from lapse.pipeline.operations.connection import append, producing, require_topics
 from lapse.pipeline.settings import Settings
 from lapse.schemas import Revocation, TopicNames, encode, partition_of, subject_key
 from lapse.schemas.errors import RuntimeFault
@@ -96,7 +96,7 @@ async def revoke(settings: Settings, revocation: Revocation) -> Ordered:
 async def _append(
     producer: AIOKafkaProducer, topic: str, partition: int, key: bytes | None, value: bytes
 ) -> tuple[int, int | None]:
-    written = await producer.send_and_wait(topic, value, key=key, partition=partition)
+    written = await append(producer, topic, partition, value, key)
     # timestamp_type 1 is LogAppendTime: only then is it the broker's time and not this machine's.
     return written.offset, written.timestamp if written.timestamp_type == 1 else None
 
@@ -115,7 +115,7 @@ def _all_taken(
         if outcome[1] is not None:
             times.append(outcome[1])
     for error in failed:
-        if not isinstance(error, KafkaError):
+        if not isinstance(error, KafkaError | TimeoutError):
             raise error
     if failed:
         raise RuntimeFault(

@@ -18,8 +18,8 @@ from typing import Final
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
+from lapse.pipeline.clients import abandon
 from lapse.pipeline.engine import Checkpoint
-from lapse.pipeline.processor.outlet import abandon
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
 
 __all__ = ["CHECKPOINT_DEADLINE_S", "Fenced", "StateWriter", "transactional_id"]

@@ -20,11 +20,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.structs import RecordMetadata
 
+from lapse.pipeline.clients import abandon
 from lapse.pipeline.processor import clocks
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.schemas.errors import RuntimeFault
 
-__all__ = ["DELIVERY_DEADLINE_S", "Outlet", "abandon", "acknowledged"]
+__all__ = ["DELIVERY_DEADLINE_S", "Outlet", "acknowledged"]
 
 # Longer than the outages that a worker should sit out (a broker away 70 s, a leader election 18 s), for a restart
 # costs a restore; short enough that a producer that will never come back is replaced.
@@ -34,9 +35,6 @@ _REQUEST_TIMEOUT_MS: Final = 30_000
 # The broker's message.max.bytes (1,048,588 by default) bounds a batch; a dead letter of 4096 bytes base64 is the
 # largest record, 6 KiB. 256 KiB hold about 600 endings: a burst of 1000 in a partition is two requests.
 _BATCH_BYTES: Final = 256 * 1024
-
-# stop() is known to hang when brokers are gone (aiokafka 659): what does not stop by then is left to the process's end.
-_STOP_DEADLINE_S: Final = 5.0
 
 
 class Outlet:
@@ -200,12 +198,3 @@ async def acknowledged(sent: "Sequence[asyncio.Future[RecordMetadata]]") -> None
             await future
         except KafkaError as broken:
             raise RuntimeFault(f"an append failed: {broken!r}") from broken
-
-
-async def abandon(client: Any) -> None:
-    """Stop an aiokafka client, or leave it if it does not stop in time."""
-    try:
-        async with asyncio.timeout(_STOP_DEADLINE_S):
-            await client.stop()
-    except (TimeoutError, KafkaError):
-        pass

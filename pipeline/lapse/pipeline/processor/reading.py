@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from lapse.pipeline.processor.outlet import abandon
+from lapse.pipeline.clients import abandon
 from lapse.schemas import RuntimeFault
 
 __all__ = ["READ_DEADLINE_S", "committed_offsets", "consuming", "holds_records", "read_range", "read_to_end"]
