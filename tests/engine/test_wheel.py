@@ -1,5 +1,7 @@
 """Goal: the timing wheel fires just what a sorted list would. Method: hypothesis drives both with the same calls."""
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +67,17 @@ def test_nothing_needs_to_be_looked_at_before_next_at() -> None:
     assert wheel.next_at == 10 * SPOKE + 7
     assert wheel.expire(10 * SPOKE + 7) == [1]
     assert wheel.next_at == NEVER
+
+
+def test_arming_for_the_same_instant_again_costs_no_memory() -> None:
+    """As a session does that is touched in the last hour before its absolute limit, warned of already."""
+    wheel = TimingWheel()
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            wheel.arm(0, 5 * SPOKE)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 10_000
+    assert wheel.expire(5 * SPOKE) == [0]

@@ -57,6 +57,8 @@ class TimingWheel:
         if at >= NEVER:
             armed[slot] = _DISARMED
             return
+        if armed[slot] == at:
+            return  # its entry is there: a session that is touched again and again must not leave one each time
         armed[slot] = at
         spoke = at >> SPOKE_SHIFT
         if spoke <= self._opened:
