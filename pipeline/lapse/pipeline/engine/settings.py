@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lapse.schemas import AGE_MAX_MS
 
@@ -15,7 +15,7 @@ class EngineSettings:
 
     partition: int
     partitions: int
-    worker_key: bytes
+    worker_key: bytes = field(repr=False)  # a secret: no log shows it by accident
     topic: str = "lapse.activity"
     grace_ms: int = 250
     gap_ms: int = 3_000

@@ -108,11 +108,10 @@ class Core:
         wanted = set(partitions)
         self._fenced = False
         await self._give_up(set(self._slots) - wanted)
-        new = wanted - set(self._slots)
-        for number in new:
-            self._slots[number] = _Slot()
+        new = {number: _Slot() for number in sorted(wanted - set(self._slots))}
+        self._slots |= new
         if new:
-            _log.info("assigned", partitions=sorted(new))
+            _log.info("assigned", partitions=list(new))
             self._restoring = self._watch(self._restore(new, self._restoring), "lapse-restore")
 
     async def revoked(self) -> None:
@@ -136,13 +135,14 @@ class Core:
         await asyncio.gather(*self._watching, return_exceptions=True)
         await asyncio.gather(self._parts.effects.stop(), self._parts.control.stop())
 
-    async def _restore(self, numbers: set[int], after: "asyncio.Task[None] | None") -> None:
+    async def _restore(self, slots: dict[int, _Slot], after: "asyncio.Task[None] | None") -> None:
         if after is not None:
             await asyncio.wait([after])
-        restored = await restore(self._settings, self._parts.worker_key, numbers)
+        restored = await restore(self._settings, self._parts.worker_key, slots)
         for number, one in restored.items():
-            slot = self._slots.get(number)
-            if slot is None or self.fault is not None:
+            slot = slots[number]
+            # It may have been given up meanwhile, and even be owned anew: then another restore brings its state.
+            if self._slots.get(number) is not slot or self.fault is not None:
                 await one.writer.stop()
                 continue
             slot.partition = OwnedPartition(number, one, self._parts, fault=self._fail, lost=self._lost)
@@ -173,7 +173,7 @@ class Core:
         if False in results:
             self._note_fence()
         self._count_owned()
-        _log.info("given up", partitions=sorted(numbers), checkpointed=sound and all(one is True for one in results))
+        _log.info("given up", partitions=sorted(numbers))
 
     def _lost(self, number: int) -> None:
         slot = self._slots.get(number)

@@ -18,7 +18,7 @@ When the partition is fenced, another owner is at work: it falls silent (`lost`)
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -56,7 +56,7 @@ class WorkerParts:
     """What all partitions of a worker share."""
 
     settings: Settings
-    worker_key: bytes
+    worker_key: bytes = field(repr=False)
     topics: TopicNames
     effects: Outlet
     control: Outlet
