@@ -31,10 +31,11 @@ import orjson
 from lapse.pipeline.engine.effects import Checkpoint, Effects, Forward
 from lapse.pipeline.engine.fast_decode import NotPlain, PackedRow, PlainPacked, PlainTouch, decode_plain
 from lapse.pipeline.engine.log_clock import AppendClock, LogClock
-from lapse.pipeline.engine.sessions import Sessions, Touch
+from lapse.pipeline.engine.sessions import Sessions
 from lapse.pipeline.engine.settings import EngineSettings
 from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
 from lapse.pipeline.engine.table import BARRED, ENDED
+from lapse.pipeline.engine.touch import Touch
 from lapse.schemas import (
     RECORD_BYTES_MAX,
     ActivityRecord,
