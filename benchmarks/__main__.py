@@ -23,9 +23,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", choices=sorted(BENCHMARKS), help="one benchmark; without it all")
     only = parser.parse_args().only
-    for name, benchmark in BENCHMARKS.items():
-        if only in (None, name):
-            asyncio.run(benchmark())
+    try:
+        for name, benchmark in BENCHMARKS.items():
+            if only in (None, name):
+                asyncio.run(benchmark())
+    except KeyboardInterrupt:
+        return 130  # as a shell says of what Ctrl-C ended; brokers and workers have been put away
     return 0
 
 
