@@ -234,11 +234,11 @@ class Oracle:
         revocation: str | None = None,
     ) -> None:
         limits = self.limits(session)
+        lives = [life for life in (limits.token_life_ms, session.token_life_ms) if life is not None]
+        deny_until = s + max(lives, default=DAY_MS)
         if limits.absolute_ms is not None:
-            deny_until = session.started_at + limits.absolute_ms + self.settings.age_max_ms
-        else:
-            lives = [life for life in (limits.token_life_ms, session.token_life_ms) if life is not None]
-            deny_until = s + max(lives, default=DAY_MS)
+            by_limit = session.started_at + limits.absolute_ms + self.settings.age_max_ms
+            deny_until = by_limit if by_limit > s else deny_until
         self._effects.endings.append(
             SessionEnded(
                 id=ending_id(session.session),

@@ -199,3 +199,14 @@ def test_the_strictest_of_hold_max_warn_before_and_token_life() -> None:
     p.tick_until(900 + 10_000 + GRACE)
     assert [w.in_ms for w in p.warnings] == [2000 - 100]
     assert p.ending.deny_until == p.ending.decided_at + 4000
+
+
+def test_a_limit_shortened_over_an_old_session_leaves_a_denial_that_is_still_to_come() -> None:
+    """`deny_until = started_at + absolute_ms + age_max_ms`. (Past already: as without a limit.)"""
+    p = Partition(policy_adopted("long", 1, idle_ms=None, absolute_ms=30 * 86_400_000))
+    p.add(0, started(policy="long"))
+    five_days = 5 * 86_400_000
+    p.add(five_days, policy_adopted("long", 2, idle_ms=None, absolute_ms=8 * 3_600_000))
+    p.tick(five_days + 1)
+    assert p.ending.due_at == at(8 * 3_600_000)
+    assert p.ending.deny_until == p.ending.decided_at + 86_400_000

@@ -205,10 +205,11 @@ class Sessions:
         limits = table.classes.limits[table.class_of[slot]]
         started_at = table.started_at[slot]
         session = table.sessions[slot]
-        if limits.absolute_ms is None:
-            deny_until = stamp + limits.token_life_ms
-        else:
-            deny_until = started_at + limits.absolute_ms + settings.age_max_ms
+        deny_until = stamp + limits.token_life_ms
+        if limits.absolute_ms is not None:
+            by_limit = started_at + limits.absolute_ms + settings.age_max_ms
+            # A limit that was shortened over an old session lies so far back that guards would drop the denial at once.
+            deny_until = by_limit if by_limit > stamp else deny_until
         ending = SessionEnded(
             id=ending_id(session),
             session=session,
