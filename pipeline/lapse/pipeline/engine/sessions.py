@@ -19,8 +19,9 @@ Source: DESIGN.md sections 2 and 3.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from lapse.pipeline.engine.cutoffs import Cutoffs, scope_of
 from lapse.pipeline.engine.effects import Effects
@@ -480,7 +481,7 @@ class Sessions:
             return [slot for slot in table.by_subject.of(revocation.subject) if table.tenants[slot] == tenant]
         if tenant is not None:
             return [slot for slot in table.live_slots() if table.tenants[slot] == tenant]
-        return list(table.live_slots())
+        return table.live_slots()
 
     def adopt_policy(self, version: int, policy: Policy, stamp: int) -> None:
         """Put a policy in force and derive the due instants of live sessions anew."""
@@ -501,10 +502,22 @@ class Sessions:
 
     def rebuild(self) -> None:
         """Build what is derived, after the table and the cutoffs were loaded."""
-        table = self.table
+        table, grace_ms = self.table, self.settings.grace_ms
         table.index()
+        instants = array("q", [NEVER]) * len(table.state)
+        warning = {number for number, limits in enumerate(table.classes.limits) if limits.warn_before_ms is not None}
+        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
         for slot in table.live_slots():
-            self.wheel.arm(slot, max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0))
+            if table.class_of[slot] in warning or slot in table.warned:
+                instants[slot] = max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0)
+            else:
+                at = last_seen_at[slot] + idle_ms[slot] + grace_ms
+                absolute_due = absolute_due_at[slot]
+                at = min(absolute_due, at)
+                instants[slot] = max(0, at)
+        self.wheel.arm_all(instants)
+        forgets = self._forgets
         for slot, state in enumerate(table.state):
-            if state in (ENDED, BARRED):
-                heappush(self._forgets, (self._forgotten_at(slot), slot))
+            if state >= ENDED:  # or barred
+                forgets.append((self._forgotten_at(slot), slot))
+        heapify(forgets)

@@ -10,7 +10,7 @@ compares stand in the session table already. Order within a chain is arbitrary: 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = ["SubjectIndex"]
 
@@ -41,6 +41,21 @@ class SubjectIndex:
         self._count += 1
         if self._count > len(heads):
             self._grow()
+
+    def add_all(self, slots: Iterable[int], count: int) -> None:
+        """Put `count` slots into an index that is empty."""
+        size = len(self._heads)
+        while size < count:
+            size *= 2
+        mask = size - 1
+        self._heads = heads = array("i", [_END]) * size
+        self._following = following = array("i", [_END]) * len(self._subjects)
+        subjects = self._subjects
+        for slot in slots:
+            head = hash(subjects[slot]) & mask
+            following[slot] = heads[head]
+            heads[head] = slot
+        self._count = count
 
     def remove(self, slot: int) -> None:
         """Take out a slot that is in the index."""
