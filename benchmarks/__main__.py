@@ -7,13 +7,14 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 
-from benchmarks import check, lateness, processor, propagation
+from benchmarks import burst, check, lateness, processor, propagation
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "processor": processor.run,
     "processor_packed": processor.run_packed,
     "lateness": lateness.run,
     "propagation": propagation.run,
+    "burst": burst.run,
     "check": check.run,
 }
 
