@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush
 
 from lapse.pipeline.engine.cutoffs import Cutoffs, scope_of
 from lapse.pipeline.engine.effects import Effects
+from lapse.pipeline.engine.endings import make_ending
 from lapse.pipeline.engine.holds import Hold
 from lapse.pipeline.engine.policies import PolicyBook, SessionClass
 from lapse.pipeline.engine.settings import EngineSettings
@@ -92,6 +93,7 @@ class Sessions:
         self.settled: list[SessionEnded] = []
         """Endings that are settled and not yet released by log time, in the order of their decisions."""
         self.effects = Effects()
+        self._evidence = Evidence(partition=settings.partition, offset=0)  # one for all endings of a record
         self._delayed: set[int] = set()  # slots whose idle ending the present hold delays
         self._forgets: list[tuple[int, int]] = []  # heap of (instant, slot) of ended and barred slots
 
@@ -239,7 +241,10 @@ class Sessions:
             deny_until = stamp + limits.token_life_ms
         else:
             deny_until = started_at + limits.absolute_ms + settings.age_max_ms
-        ending = SessionEnded(
+        evidence = self._evidence
+        if evidence.offset != offset:
+            evidence = self._evidence = Evidence(partition=settings.partition, offset=offset)
+        ending = make_ending(
             id=ending_id(session),
             session=session,
             subject=table.subjects[slot],
@@ -255,7 +260,7 @@ class Sessions:
             policy_version=limits.version,
             revocation=revocation,
             held=held,
-            evidence=Evidence(partition=settings.partition, offset=offset),
+            evidence=evidence,
             deny_until=deny_until,
         )
         table.end(slot, stamp)
