@@ -33,6 +33,10 @@ __all__ = ["Restored", "engine_settings", "restore"]
 _log = structlog.get_logger("lapse.processor")
 
 
+# Records come and go by the thousand and hold no cycles: young collections each 20,000 objects instead of 700.
+_GC_YOUNG = 20_000
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """One partition, fenced and read back.
@@ -98,6 +102,7 @@ async def restore(settings: Settings, worker_key: bytes, partitions: Iterable[in
     # A million sessions are millions of objects that live long: without this each full collection would walk them all.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_GC_YOUNG)
     _log.info(
         "restored",
         partitions=numbers,
