@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 
-from benchmarks import burst, check, lateness, processor, propagation
+from benchmarks import burst, check, lateness, memory, processor, propagation, recovery
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "processor": processor.run,
@@ -15,6 +15,8 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "lateness": lateness.run,
     "propagation": propagation.run,
     "burst": burst.run,
+    "memory": memory.run,
+    "recovery": recovery.run,
     "check": check.run,
 }
 

@@ -64,6 +64,12 @@ class Worker:
             while await self.number(name) < at_least:  # noqa: ASYNC110  # another process: there is no event to await
                 await asyncio.sleep(0.05)
 
+    async def until_at_most(self, name: str, at_most: float, deadline_s: float) -> None:
+        """Wait until a metric has fallen to a value."""
+        async with asyncio.timeout(deadline_s):
+            while await self.number(name) > at_most:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.05)
+
     def memory_mb(self, field: str = "VmRSS") -> float:
         """Return the memory that the process has in use, or (VmHWM) the most it ever had, in MB (Linux only)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
