@@ -382,8 +382,19 @@ class Oracle:
         hold_max = self.limits(session).hold_max_ms
         return min(max(touch.hold_ms, 0), DURATION_MAX_MS if hold_max is None else hold_max)
 
+    def _room(self, subject: str, tenant: str | None) -> bool:
+        of_subject = sum((other.subject, other.tenant) == (subject, tenant) for other in self.live.values())
+        return len(self.live) < self.settings.sessions_max and of_subject < self.settings.sessions_per_subject_max
+
+    def _remembers_more(self) -> bool:
+        return len(self.ended) + len(self.revoked_unseen) < self.settings.sessions_max
+
     def _first_seen(self, touch: Touch, instant: int, s: int, offset: int) -> None:
         start = touch.start
+        if touch.session not in self.revoked_unseen and not (
+            self._room(touch.subject, touch.tenant) and self._remembers_more()
+        ):
+            return
         known_age = None if touch.session_age_ms is None else min(max(touch.session_age_ms, 0), DURATION_MAX_MS)
         session = Live(
             session=touch.session,
@@ -426,7 +437,8 @@ class Oracle:
     def _close(self, close: SessionClosed, s: int, in_time_at: int, offset: int) -> None:
         session = self.live.get(close.session)
         if session is None:
-            if close.session not in self.ended and close.session not in self.revoked_unseen:
+            known = close.session in self.ended or close.session in self.revoked_unseen
+            if not known and self._remembers_more():
                 self.ended[close.session] = Ended(decided_at=s)
             return
         if not self._belongs(close, offset, None):

@@ -44,10 +44,16 @@ from lapse.schemas import (
     ending_id,
 )
 
-__all__ = ["Sessions", "Touch"]
+__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "Sessions", "Touch"]
 
 VIOLATORS_MAX = 64
 """Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
+
+VIOLATED_MAX = 100_000
+"""Ended sessions with reported violations, of a partition: with one service each 20 MB, with 64 long names 2 GB."""
+
+REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subject"
+"""Counters of what the bounds refuse: starts, adoptions, and closes of unknown sessions."""
 
 
 class Touch:
@@ -332,6 +338,8 @@ class Sessions:
         if record.policy is not None and not self.book.knows(record.policy):
             self.counters["policies_unknown"] += 1
         slot = table.slot_of.get(record.session)
+        if slot is None and not self._has_room(record.subject, record.tenant):
+            return
         if slot is None or table.state[slot] == BARRED:
             self._begin(record.session, record.subject, kind, LIVE, instant, instant, stamp, offset)
         elif table.state[slot] == ADOPTED:
@@ -350,6 +358,8 @@ class Sessions:
         if not self.settings.adopt_unknown:
             self.counters["unknown_ignored"] += 1
             return
+        if session not in self.table.slot_of and not self._has_room(subject, tenant):
+            return
         self.counters["sessions_adopted"] += 1
         kind = SessionClass(tenant, service)
         instant = stamp - touch.age_ms
@@ -358,6 +368,17 @@ class Sessions:
         self._begin(
             session, subject, kind, ADOPTED, started_at, instant, stamp, offset, known=known, hold_ms=touch.hold_ms
         )
+
+    def _has_room(self, subject: str, tenant: str | None) -> bool:
+        """Return whether one more session may be known (docs/adr/0008-bounds.md); count what is refused."""
+        table, bound = self.table, self.settings.sessions_max
+        if table.live >= bound or len(table.slot_of) - table.live >= bound:
+            self.counters[REFUSED_FULL] += 1
+        elif table.by_subject.has(subject, tenant, self.settings.sessions_per_subject_max):
+            self.counters[REFUSED_SUBJECT] += 1
+        else:
+            return True
+        return False
 
     def _begin(
         self,
@@ -412,6 +433,9 @@ class Sessions:
         table = self.table
         slot = table.slot_of.get(session)
         if slot is None:
+            if len(table.slot_of) - table.live >= self.settings.sessions_max:
+                self.counters[REFUSED_FULL] += 1
+                return
             slot = table.add(session, subject, tenant, ENDED, instant, stamp)
             heappush(self._forgets, (stamp + self.settings.ended_memory_ms, slot))
         elif table.is_live(slot):
@@ -429,6 +453,9 @@ class Sessions:
         table = self.table
         ended_at = table.last_seen_at[slot]
         if instant <= ended_at + self.settings.violation_after_ms:
+            return
+        if slot not in table.violators and len(table.violators) >= VIOLATED_MAX:
+            self.counters["violations_unreported"] += 1
             return
         services = table.violators.setdefault(slot, [])
         if service in services or len(services) >= VIOLATORS_MAX:
@@ -483,7 +510,7 @@ class Sessions:
     def _covered(self, revocation: Revocation) -> list[int]:
         table, tenant = self.table, revocation.tenant
         if revocation.subject is not None:
-            return [slot for slot in table.by_subject.of(revocation.subject) if table.tenants[slot] == tenant]
+            return table.by_subject.of(revocation.subject, tenant)
         if tenant is not None:
             return [slot for slot in table.live_slots() if table.tenants[slot] == tenant]
         return table.live_slots()

@@ -81,7 +81,7 @@ class SessionTable:
         self.violators: dict[int, list[str]] = {}
         self.warned: dict[int, int] = {}
         """Slots within their warning window, and the due that was warned of, or that time jumped past."""
-        self.by_subject = SubjectIndex(self.subjects)
+        self.by_subject = SubjectIndex(self.subjects, self.tenants)
         """The live slots by subject."""
         self.dirty = bytearray()
         self.live = 0

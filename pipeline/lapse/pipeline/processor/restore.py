@@ -70,6 +70,8 @@ def engine_settings(settings: Settings, worker_key: bytes, partition: int) -> En
         ended_memory_ms=settings.ended_memory_ms,
         violation_after_ms=settings.violation_after_ms,
         session_life_max_ms=settings.session_life_max_ms,
+        sessions_max=settings.sessions_max,
+        sessions_per_subject_max=settings.sessions_per_subject_max,
         adopt_unknown=settings.unknown_sessions == "adopt",
     )
 
