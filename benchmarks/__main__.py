@@ -7,7 +7,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 
-from benchmarks import burst, check, lateness, memory, processor, propagation, recovery
+from benchmarks import burst, check, checkpointing, lateness, memory, processor, propagation, recovery, scale
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "processor": processor.run,
@@ -17,6 +17,8 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "burst": burst.run,
     "memory": memory.run,
     "recovery": recovery.run,
+    "scale": scale.run,
+    "checkpoints": checkpointing.run,
     "check": check.run,
 }
 

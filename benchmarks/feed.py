@@ -44,6 +44,16 @@ class Estate:
             subject = f"{prefix}-{number}"
             self.by_partition[partition_of(subject, None, partitions)].append((session_reference(subject), subject))
 
+    @property
+    def count(self) -> int:
+        """How many sessions there are."""
+        return sum(map(len, self.by_partition))
+
+    def join(self, other: Estate) -> None:
+        """Take in another estate's sessions."""
+        for mine, theirs in zip(self.by_partition, other.by_partition, strict=True):
+            mine += theirs
+
     async def start(self, producer: AIOKafkaProducer, topic: str, policy: str | None = None) -> None:
         """Log everybody in."""
         await asyncio.gather(
