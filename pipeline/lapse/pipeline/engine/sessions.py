@@ -44,7 +44,7 @@ from lapse.schemas import (
     ending_id,
 )
 
-__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "Sessions", "Touch"]
+__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "VIOLATIONS_UNREPORTED", "Sessions", "Touch"]
 
 VIOLATORS_MAX = 64
 """Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
@@ -54,6 +54,8 @@ VIOLATED_MAX = 100_000
 
 REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subject"
 """Counters of what the bounds refuse: starts, adoptions, and closes of unknown sessions."""
+
+VIOLATIONS_UNREPORTED = "violations_unreported"
 
 
 class Touch:
@@ -455,7 +457,7 @@ class Sessions:
         if instant <= ended_at + self.settings.violation_after_ms:
             return
         if slot not in table.violators and len(table.violators) >= VIOLATED_MAX:
-            self.counters["violations_unreported"] += 1
+            self.counters[VIOLATIONS_UNREPORTED] += 1
             return
         services = table.violators.setdefault(slot, [])
         if service in services or len(services) >= VIOLATORS_MAX:
