@@ -14,6 +14,7 @@ from lapse.schemas import Cause
 
 from tests.engine.records import (
     Partition,
+    at,
     closed,
     default_policy,
     entry,
@@ -86,6 +87,19 @@ def test_a_subject_has_at_most_so_many_sessions_and_others_do_not_notice() -> No
     assert p.engine.counters[SUBJECT] == 8
     assert p.is_live("other"), "the bound is the subject's"
     assert p.is_live("namesake"), "a subject is a name in a tenant"
+
+
+def test_beyond_the_bound_of_classes_only_known_classes_come() -> None:
+    p = bounded(1_000, classes_max=2)
+    p.add(0, started("first", attributes={"role": "admin"}))
+    p.add(0, touched("adopted", service="web"))
+    p.add(0, started("third", attributes={"role": "intern"}))
+    p.add(0, started("fourth", attributes={"role": "admin"}))
+    assert [p.is_live(name) for name in ("first", "adopted", "third", "fourth")] == [True, True, False, True]
+    p.add(1000, started("adopted", attributes={"role": "intern"}))
+    assert p.engine.counters[FULL] == 2
+    p.tick_until(20_000)
+    assert {ending.started_at for ending in p.endings} == {at(0)}, "the adopted session keeps its start"
 
 
 def test_at_the_bound_orders_end_what_is_live_and_bar_what_comes() -> None:

@@ -151,6 +151,10 @@ class SessionClasses:
         self._uses[number] += sessions
         return number
 
+    def has_room(self, kind: SessionClass, most: int) -> bool:
+        """Return whether a session of this class may come, with at most so many classes in use."""
+        return len(self._numbers) < most or kind in self._numbers
+
     def give_back(self, number: int) -> None:
         """Say that one session of the class is gone."""
         self._uses[number] -= 1

@@ -340,10 +340,13 @@ class Sessions:
         if record.policy is not None and not self.book.knows(record.policy):
             self.counters["policies_unknown"] += 1
         slot = table.slot_of.get(record.session)
-        if slot is None and not self._has_room(record.subject, record.tenant):
+        if slot is None and not self._has_room(record.subject, kind):
             return
         if slot is None or table.state[slot] == BARRED:
             self._begin(record.session, record.subject, kind, LIVE, instant, instant, stamp, offset)
+        elif table.state[slot] == ADOPTED and not self._has_class(kind):
+            self.counters[REFUSED_FULL] += 1
+            self.touch(slot, touch, stamp, sent_at)
         elif table.state[slot] == ADOPTED:
             self._count(slot, touch, stamp, sent_at)
             table.state[slot] = LIVE
@@ -360,10 +363,10 @@ class Sessions:
         if not self.settings.adopt_unknown:
             self.counters["unknown_ignored"] += 1
             return
-        if session not in self.table.slot_of and not self._has_room(subject, tenant):
+        kind = SessionClass(tenant, service)
+        if session not in self.table.slot_of and not self._has_room(subject, kind):
             return
         self.counters["sessions_adopted"] += 1
-        kind = SessionClass(tenant, service)
         instant = stamp - touch.age_ms
         started_at = instant - (touch.session_age_ms or 0)
         known = touch.session_age_ms is not None
@@ -371,16 +374,19 @@ class Sessions:
             session, subject, kind, ADOPTED, started_at, instant, stamp, offset, known=known, hold_ms=touch.hold_ms
         )
 
-    def _has_room(self, subject: str, tenant: str | None) -> bool:
+    def _has_room(self, subject: str, kind: SessionClass) -> bool:
         """Return whether one more session may be known (docs/adr/0008-bounds.md); count what is refused."""
         table, bound = self.table, self.settings.sessions_max
-        if table.live >= bound or len(table.slot_of) - table.live >= bound:
+        if table.live >= bound or len(table.slot_of) - table.live >= bound or not self._has_class(kind):
             self.counters[REFUSED_FULL] += 1
-        elif table.by_subject.has(subject, tenant, self.settings.sessions_per_subject_max):
+        elif table.by_subject.has(subject, kind.tenant, self.settings.sessions_per_subject_max):
             self.counters[REFUSED_SUBJECT] += 1
         else:
             return True
         return False
+
+    def _has_class(self, kind: SessionClass) -> bool:
+        return self.table.classes.has_room(kind, self.settings.classes_max)
 
     def _begin(
         self,
