@@ -30,6 +30,7 @@ from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
+from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
 from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
@@ -61,6 +62,7 @@ class WorkerParts:
     health: AppendHealth
     copier: Copier
     metrics: Metrics
+    pace: CheckpointPace
 
 
 class OwnedPartition:
@@ -149,6 +151,7 @@ class OwnedPartition:
             _log.warning("closed; another owner has begun", partition=self.number)
             return False
         finally:
+            self._parts.pace.gave_up(self.number)
             self._parts.copier.disown(self.number)
             self._end_tasks()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -232,6 +235,7 @@ class OwnedPartition:
             began = loop.time()
             async with self._checkpointing:
                 await self._checkpoint(CHECKPOINT_DEADLINE_S)
+            interval_s = self._parts.pace.interval_s
             await asyncio.sleep(max(interval_s / 2, began + interval_s - loop.time()))
 
     async def _checkpoint(self, deadline_s: float) -> None:
@@ -245,7 +249,9 @@ class OwnedPartition:
         async with self._lock:
             if self._saved == (self._engine.offset, self._parts.copier.copied(self.number)):
                 return
+            cut_ms = clocks.mono_ms()
             checkpoint = self._engine.cut()  # 3
+            self._parts.pace.cut(self.number, (clocks.mono_ms() - cut_ms) / 1000)
             revocations = self._parts.copier.copied(self.number)
             unacknowledged = self._publisher.take_unacknowledged()
         if checkpoint.offset < self._saved[0]:
