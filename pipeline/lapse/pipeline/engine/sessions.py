@@ -50,7 +50,7 @@ VIOLATORS_MAX = 64
 """Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
 
 VIOLATED_MAX = 100_000
-"""Ended sessions with reported violations, of a partition: with one service each 20 MB, with 64 long names 2 GB."""
+"""Ended sessions with reported violations, of a partition: with one service each 12 MB, with 64 long names 2 GB."""
 
 REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subject"
 """Counters of what the bounds refuse: starts, adoptions, and closes of unknown sessions."""

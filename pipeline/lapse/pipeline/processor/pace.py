@@ -3,7 +3,7 @@
 Under full load nearly every chunk of a state is dirty at each checkpoint, so its cost grows with the sessions: with
 three million live, checkpoints each 2 s took more than half of a worker's time (measured: 145,000 touches a second
 instead of 345,000). So the interval stretches until the cuts of all partitions take at most one part in PARTS_OF_TIME
-of it (encoding and sending on top take about as much again). What a crash costs grows with it, up to
+of it (a cut encodes; sending comes on top). What a crash costs grows with it, up to
 INTERVAL_MAX_S of input to be applied again. Where little is dirty, cuts are short and the interval is the setting.
 """
 
