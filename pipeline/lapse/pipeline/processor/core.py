@@ -34,6 +34,7 @@ from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet
+from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.partition import OwnedPartition, WorkerParts
 from lapse.pipeline.processor.restore import restore
 from lapse.pipeline.settings import Settings
@@ -90,6 +91,7 @@ class Core:
             health=health,
             copier=copier,
             metrics=self.metrics,
+            pace=CheckpointPace(settings.checkpoint_interval_ms / 1000),
         )
         self.metrics.watch_engines(self._engine_numbers)
 

@@ -26,12 +26,14 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from lapse.pipeline.processor import clocks
 from lapse.pipeline.processor.append_health import AppendHealth
+from lapse.pipeline.processor.bounds import BoundsAlarm
 from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
+from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
 from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
@@ -63,6 +65,7 @@ class WorkerParts:
     health: AppendHealth
     copier: Copier
     metrics: Metrics
+    pace: CheckpointPace
 
 
 class OwnedPartition:
@@ -91,6 +94,7 @@ class OwnedPartition:
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
         self._refuses = False
         self._moved = asyncio.Event()
+        self._bounds = BoundsAlarm(number)
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         log_time = LogTime()
@@ -152,6 +156,7 @@ class OwnedPartition:
             _log.warning("closed; another owner has begun", partition=self.number)
             return False
         finally:
+            self._parts.pace.gave_up(self.number)
             self._parts.copier.disown(self.number)
             self._end_tasks()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -181,6 +186,7 @@ class OwnedPartition:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         await self._publisher.watermark(engine.watermark())
         self._parts.metrics.applied(len(records))
+        self._bounds.look(engine.counters, clocks.mono_ms())
         self._moved.set()
         self._ticker.engine_moved()
 
@@ -235,6 +241,7 @@ class OwnedPartition:
             began = loop.time()
             async with self._checkpointing:
                 await self._checkpoint(CHECKPOINT_DEADLINE_S)
+            interval_s = self._parts.pace.interval_s
             await asyncio.sleep(max(interval_s / 2, began + interval_s - loop.time()))
 
     async def _checkpoint(self, deadline_s: float) -> None:
@@ -248,7 +255,9 @@ class OwnedPartition:
         async with self._lock:
             if self._torn or self._saved == (self._engine.offset, self._parts.copier.copied(self.number)):
                 return
+            cut_ms = clocks.mono_ms()
             checkpoint = self._engine.cut()  # 3
+            self._parts.pace.cut(self.number, (clocks.mono_ms() - cut_ms) / 1000)
             revocations = self._parts.copier.copied(self.number)
             unacknowledged = self._publisher.take_unacknowledged()
         if checkpoint.offset < self._saved[0]:
