@@ -24,12 +24,14 @@ as well.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 from aiokafka import ConsumerRecord
 
+from lapse.pipeline.processor import failpoints
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
@@ -90,6 +92,7 @@ class Core:
             health=health,
             copier=copier,
             metrics=self.metrics,
+            reach=failpoints.arm(os.environ.get(failpoints.VARIABLE)),
         )
         self.metrics.watch_engines(self._engine_numbers)
 
@@ -139,7 +142,7 @@ class Core:
     async def _restore(self, numbers: set[int], after: "asyncio.Task[None] | None") -> None:
         if after is not None:
             await asyncio.wait([after])
-        restored = await restore(self._settings, self._parts.worker_key, numbers)
+        restored = await restore(self._settings, self._parts.worker_key, numbers, self._parts.reach)
         for number, one in restored.items():
             slot = self._slots.get(number)
             if slot is None or self.fault is not None:

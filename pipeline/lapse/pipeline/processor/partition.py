@@ -21,7 +21,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
-from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor import clocks, failpoints
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
 from lapse.pipeline.processor.copies import Copier
@@ -60,6 +60,7 @@ class WorkerParts:
     health: AppendHealth
     copier: Copier
     metrics: Metrics
+    reach: Callable[[str], None]
 
 
 class OwnedPartition:
@@ -170,6 +171,8 @@ class OwnedPartition:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
         effects = engine.apply(records)  # 1
+        if effects.endings:
+            self._parts.reach(failpoints.BEFORE_PUBLISH)
         await self._publisher.publish(effects)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
@@ -250,6 +253,7 @@ class OwnedPartition:
                 f"partition {self.number} went back from offset {self._saved[0]} to {checkpoint.offset}"
             )
         await acknowledged(unacknowledged)  # 3
+        self._parts.reach(failpoints.AFTER_ACK_BEFORE_COMMIT)
         await self._writer.write(checkpoint, revocations, deadline_s)  # 4
         self._saved = (checkpoint.offset, revocations)
         self._parts.metrics.checkpointed((clocks.mono_ms() - began_ms) / 1000, len(checkpoint.records))

@@ -15,14 +15,14 @@ worker halts instead.
 
 import asyncio
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 from aiokafka import TopicPartition
 
 from lapse.pipeline.engine import EngineSettings, PartitionEngine
-from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor import clocks, failpoints
 from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.reading import committed_offsets, consuming, read_to_end
 from lapse.pipeline.settings import Settings
@@ -70,8 +70,13 @@ def engine_settings(settings: Settings, worker_key: bytes, partition: int) -> En
     )
 
 
-async def restore(settings: Settings, worker_key: bytes, partitions: Iterable[int]) -> dict[int, Restored]:
-    """Fence and read back these partitions.
+async def restore(
+    settings: Settings,
+    worker_key: bytes,
+    partitions: Iterable[int],
+    reach: Callable[[str], None] = lambda _: None,
+) -> dict[int, Restored]:
+    """Fence and read back these partitions. `reach` is told of the failpoint on the way (failpoints.py).
 
     Raises:
         RuntimeFault: the broker fails, or a state is missing that must be there.
@@ -79,13 +84,14 @@ async def restore(settings: Settings, worker_key: bytes, partitions: Iterable[in
     numbers = sorted(partitions)
     topics = TopicNames(settings.prefix)
     began = clocks.mono_ms()
-    writers = {number: StateWriter(settings.kafka, topics, settings.group, number) for number in numbers}
+    writers = {number: StateWriter(settings.kafka, topics, settings.group, number, reach) for number in numbers}
     try:
         await asyncio.gather(*(writer.fence() for writer in writers.values()))  # 1
         positions, ends = await asyncio.gather(
             _positions(settings, topics, numbers), _input_ends(settings, topics, numbers)
         )  # 2
         state = await _read_state(settings, topics, numbers)  # 3
+        reach(failpoints.MID_RESTORE)
         restored = {}
         for number in numbers:  # 4
             engine, fresh = _build(settings, worker_key, number, state.pop(number), positions, topics)
