@@ -4,7 +4,7 @@
 buffer is flushed, as with kill -9 from outside, but at one exact step. The numbers are those of core.py:
 
     before-publish                 after 1, before 2: sessions are ended in memory, and nobody has been told
-    after-ack-before-commit        between 3 and 4: all effects stand in the log, the checkpoint that knows them does not
+    after-ack-before-commit        between 3 and 4: all effects stand in the log, the checkpoint of them does not
     mid-checkpoint                 within 4: the state is in the open transaction, neither positions nor commit are
     mid-restore                    fenced and read back, nothing of it in use yet
 
