@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from lapse.pipeline.settings import Settings
@@ -90,6 +91,20 @@ class Worker:
             self.kill()
 
 
+class _Reader(RawReader):
+    """A reader to whom a broker that is away is no error."""
+
+    def _end_of(self, tp: TopicPartition) -> int:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return int(self._consumer.get_watermark_offsets(tp, 5)[1])
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+
 class Estate:
     """One prefix's topics with all that runs on them."""
 
@@ -97,7 +112,8 @@ class Estate:
         self.settings = settings
         self.directory = directory
         self.writer = RawWriter(settings.kafka, settings.prefix)
-        self.activity = RawReader(settings.kafka, settings.prefix, "activity", lambda: None)
+        self.activity = _Reader(settings.kafka, settings.prefix, "activity")
+        self.expiries = _Reader(settings.kafka, settings.prefix, "expiries")
         self._variables = {
             "LAPSE_WORKER_KEY": settings.worker_key.decode(),
             "LAPSE_CHECKPOINT_INTERVAL_MS": str(CHECKPOINT_MS),
@@ -133,22 +149,33 @@ class Estate:
 
         return until(condition, f"owned by {names}: {[(n, w.log[-1500:]) for n, w in self._workers.items()]}", within_s)
 
-    def resumed(self, since: int, within_s: float = PATIENCE_S) -> dict[int, int]:
-        """Wait for the first record of every partition of lapse.expiries after this instant; return in what time (ms)."""
-        reader = RawReader(self.settings.kafka, self.settings.prefix, "expiries", lambda: None)
+    def resumed_after(self, since: int, partitions: set[int], by: str) -> dict[int, int]:
+        """Wait until this worker has them and what it applies comes out; return how many ms after `since` that was.
+
+        Counted is the first record of lapse.expiries after its first tick: what comes earlier had been on its way.
+        """
         found: dict[int, int] = {}
 
         def condition() -> bool:
-            for record in reader.to_end():
-                if record.stamp > since:
-                    found.setdefault(record.partition, record.stamp - since)
-            return len(found) == self.settings.partitions
+            ticked: dict[int, int] = {}
+            for record in self.ticks():
+                if record.stamp > since and record.json["owner"] == by:
+                    ticked.setdefault(record.partition, record.stamp)
+            for number, stamps in self.expiry_stamps().items():
+                after = [stamp for stamp in stamps if number in ticked and stamp >= ticked[number]]
+                if after:
+                    found.setdefault(number, after[0] - since)
+            return partitions <= found.keys()
 
-        try:
-            until(condition, f"expiries in all partitions, found {found}", within_s)
-        finally:
-            reader.close()
-        return found
+        until(condition, f"expiries in {partitions}, found {found}")
+        return {number: found[number] for number in partitions}
+
+    def expiry_stamps(self) -> dict[int, list[int]]:
+        """Return, by partition, the append times of lapse.expiries, as they stand there."""
+        stamps: dict[int, list[int]] = {number: [] for number in range(self.settings.partitions)}
+        for record in sorted(self.expiries.to_end(), key=lambda one: (one.partition, one.offset)):
+            stamps[record.partition].append(record.stamp)
+        return stamps
 
     # The load
 
@@ -196,6 +223,7 @@ class Estate:
             self._load.kill()
             self._load.wait()
         self.activity.close()
+        self.expiries.close()
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import ConsumerRecord
 
-from lapse.pipeline.processor import failpoints
+from lapse.pipeline.processor import failpoints, watchdog
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
@@ -105,6 +105,8 @@ class Core:
         await self._parts.effects.start()
         await self._parts.control.start()
         self._watch(self._parts.copier.run(), "lapse-copies")
+        name, topic = f"{self._settings.worker}-watchdog", self._parts.topics.activity
+        self._watch(watchdog.watch(self._settings.kafka, name, topic, self._offsets), "lapse-watchdog")
 
     async def assigned(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions. Returns at once: those that are new are restored meanwhile."""
@@ -232,6 +234,10 @@ class Core:
 
     def _count_owned(self) -> None:
         self.metrics.owned(sum(slot.partition is not None for slot in self._slots.values()))
+
+    def _offsets(self) -> Mapping[int, int]:
+        owned = {number: slot.partition for number, slot in self._slots.items()}
+        return {number: one.offset for number, one in owned.items() if one is not None}
 
     def _engine_numbers(self) -> Mapping[int, tuple[int, Mapping[str, int]]]:
         owned = {number: slot.partition for number, slot in list(self._slots.items())}

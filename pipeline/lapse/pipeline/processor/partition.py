@@ -105,6 +105,10 @@ class OwnedPartition:
         )
 
     @property
+    def offset(self) -> int:
+        return self._engine.offset
+
+    @property
     def live_sessions(self) -> int:
         return self._engine.live_sessions
 
