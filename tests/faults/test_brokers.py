@@ -1,8 +1,8 @@
 """Goal: brokers go and come back, one or two of them, cleanly or not, and all clients resume by themselves.
 
-Method: two workers on three brokers under a load of real publishers. A worker that ends by itself would be started anew
-by a supervisor; here that is a failure unless the scenario says otherwise: up to an outage of some 70 s a worker sits it
-out. Afterwards the verifier recomputes everything from the topics, and holds it against what people really did.
+Method: two workers on three brokers under a load of real publishers. A worker that ends by itself would be started
+anew by a supervisor; here that is a failure: a worker sits out an outage of some 70 s. Afterwards the verifier
+recomputes everything from the topics, and holds it against what people really did.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +39,13 @@ def silences(estate: Estate, since: int, until_ms: int) -> dict[int, int]:
 
 
 @pytest.mark.faults
-def test_one_two_three_one_workers_under_load(estate: Estate) -> None:
+def test_one_two_three_one_workers_under_load(cluster: Cluster, tmp_path: Path) -> None:
+    """Of six partitions: the assignor fills workers up to the ceiling of partitions by workers (4 by 3: 2, 2, 0)."""
+    with estate_on(cluster.bootstrap, tmp_path, partitions=6) as estate:
+        one_two_three_one(estate)
+
+
+def one_two_three_one(estate: Estate) -> None:
     one, two, three = (estate.worker(name) for name in ("w-1", "w-2", "w-3"))
     one.start()
     estate.load(seed=21)
