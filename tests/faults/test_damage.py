@@ -1,8 +1,8 @@
 """Goal: what is damaged is noticed and told, never taken for "no sessions"; bad input under load harms only itself.
 
 Method: a worker has made a state on three brokers and is stopped; then records are deleted, replaced, or a topic is
-made anew, as a careless operator or a too short retention would; the worker must refuse to run, with a sentence that says
-what to do. The rest runs under a load, and the verifier recomputes everything afterwards.
+made anew, as a careless operator or a too short retention would; the worker must refuse to run, with a sentence that
+says what to do. The rest runs under a load, and the verifier recomputes everything afterwards.
 """
 
 from __future__ import annotations

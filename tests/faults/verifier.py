@@ -46,8 +46,8 @@ Report = dict[str, Any]
 # What a touch may lose on its way without a fault of ours: it cools for the publisher's interval.
 _TOLERANCE_MS: Final = TOUCH_INTERVAL_MS + 250
 _SHOWN: Final = 10
-# Cooling in the publisher, the way into the log, and the pauses of a process on a machine that does much else. Within it
-# a touch may come after its session was over by the log, and no rule is broken.
+# Cooling in the publisher, the way into the log, and the pauses of a process on a machine that does much else. Within
+# it a touch may come after its session was over by the log, and no rule is broken.
 _PUBLISHING_MS: Final = 2_000
 # FAULTS.md: converged within 60 s of a healing; and faults last up to as long again.
 _COPIED_WITHIN_MS: Final = 120_000
