@@ -33,6 +33,7 @@ READ_DEADLINE_S: Final = 180.0
 _FETCH_BYTES: Final = 8 * 1024 * 1024
 _PEEK_BYTES: Final = 4_096
 _POLL_MS: Final = 500
+_RETRY_S: Final = 0.2
 
 
 @asynccontextmanager
@@ -191,7 +192,15 @@ async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition
     try:
         await admin.start()
         async with asyncio.timeout(READ_DEADLINE_S):
-            found = await admin.list_consumer_group_offsets(group, partitions=tps)
+            while True:
+                try:
+                    found = await admin.list_consumer_group_offsets(group, partitions=tps)
+                    break
+                except KafkaError as moving:
+                    # A coordinator that has just come, or is gone and not replaced yet.
+                    if not moving.retriable:
+                        raise
+                    await asyncio.sleep(_RETRY_S)
     except (KafkaError, TimeoutError) as broken:
         raise RuntimeFault(f"cannot read the committed offsets of group {group}: {broken!r}") from broken
     finally:
