@@ -6,7 +6,7 @@ session timeout (6 s). So a worker that is told to stop (SIGTERM, SIGINT) and is
 after its last checkpoints and after its client has ended, whose heartbeat would otherwise join again.
 
 A worker that is told to restart (SIGHUP) keeps its place, as one does that crashed or was killed: whoever comes back
-under its name within the session timeout goes on with its partitions, and no other worker notices (docs/adr/0008).
+under its name within the session timeout goes on with its partitions, and no other worker notices (docs/adr/0009).
 """
 
 import asyncio
