@@ -59,18 +59,20 @@ def admin(estate: Estate) -> AdminClient:
 def truncate(estate: Estate, topic: str, partition: int, before: int = -1) -> None:
     """DeleteRecords. A compacted topic refuses it until somebody makes it `compact,delete`."""
     name = f"{estate.settings.prefix}{topic}"
-    entry = ConfigEntry("cleanup.policy", "compact,delete", incremental_operation=AlterConfigOpType.SET)
-    if topic == "state":
+    client = admin(estate)  # kept: with it goes whatever it was asked
+
+    def clean_up(policy: str) -> None:
+        entry = ConfigEntry("cleanup.policy", policy, incremental_operation=AlterConfigOpType.SET)
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
-        admin(estate).incremental_alter_configs([resource])[resource].result(timeout=30)
+        client.incremental_alter_configs([resource])[resource].result(timeout=30)
         time.sleep(2)  # until the leader has heard of it
-    done = admin(estate).delete_records([TopicPartition(name, partition, before)])
-    for future in done.values():
+
+    if topic == "state":
+        clean_up("compact,delete")
+    for future in client.delete_records([TopicPartition(name, partition, before)]).values():
         future.result(timeout=30)
     if topic == "state":
-        entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
-        admin(estate).incremental_alter_configs([resource])[resource].result(timeout=30)
+        clean_up("compact")
 
 
 def overwrite_chunk(estate: Estate, partition: int, value: bytes | None) -> None:
@@ -153,8 +155,9 @@ def test_an_activity_topic_made_anew_under_a_worker_halts_it(estate: Estate) -> 
 
 def recreate(estate: Estate) -> None:
     name = f"{estate.settings.prefix}activity"
-    admin(estate).delete_topics([name], operation_timeout=30)[name].result(timeout=30)
-    until(lambda: name not in admin(estate).list_topics(timeout=30).topics, "the topic is gone")
+    client = admin(estate)
+    client.delete_topics([name], operation_timeout=30)[name].result(timeout=30)
+    until(lambda: name not in client.list_topics(timeout=30).topics, "the topic is gone")
     outcome = lapse("topics", "apply", "--partitions", str(PARTITIONS), settings=estate.settings)
     assert outcome.code == 0, outcome.err
 
