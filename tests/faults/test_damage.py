@@ -92,8 +92,6 @@ def _chunk_empty(estate: Estate) -> None:
 
 
 def _chunk_cut(estate: Estate) -> None:
-    reader = RawReader(estate.settings.kafka, estate.settings.prefix, "activity")
-    reader.close()
     overwrite_chunk(estate, 1, b"\x01\x40" + b"\x01" * 100)
 
 
