@@ -111,6 +111,7 @@ def owned(
         health=AppendHealth(),
         copier=Copier(SETTINGS, key, control, metrics),
         metrics=metrics,
+        reach=lambda _: None,
         pace=CheckpointPace(interval_ms / 1000),
     )
     restored = Restored(engine, cast(StateWriter, writer), 0, True, None)
