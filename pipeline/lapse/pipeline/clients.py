@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Final
 
 from aiokafka.errors import KafkaError
 
 __all__ = ["abandon"]
 
-# stop() is known to hang when brokers are gone (aiokafka 659): what does not stop by then is left to the process's end.
+# stop() is known to hang when brokers are gone (aiokafka 659): what does not stop by then has its connections closed.
 _STOP_DEADLINE_S: Final = 5.0
+_CLOSE_DEADLINE_S: Final = 1.0
 
 
 async def abandon(client: Any) -> None:
-    """Stop an aiokafka client, or leave it if it does not stop in time."""
+    """Stop an aiokafka client; if it does not stop in time, close its connections and leave it."""
     try:
         async with asyncio.timeout(_STOP_DEADLINE_S):
             await client.stop()
     except (TimeoutError, KafkaError):
-        pass
+        # A producer shows its connections' keeper as `client`, the others as `_client`.
+        keeper: Any = getattr(client, "client", None) or getattr(client, "_client", None)
+        with contextlib.suppress(TimeoutError, KafkaError, AttributeError):
+            async with asyncio.timeout(_CLOSE_DEADLINE_S):
+                await keeper.close()
