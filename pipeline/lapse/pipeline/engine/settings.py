@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lapse.schemas import AGE_MAX_MS
 
@@ -25,3 +26,5 @@ class EngineSettings:
     violation_after_ms: int = 2_000
     session_life_max_ms: int = 30 * 86_400_000
     adopt_unknown: bool = True
+    clock: Literal["disciplined", "append"] = "disciplined"
+    """`append`: the broker's clock is believed, and records that are no ticks move time (append_clock.py)."""
