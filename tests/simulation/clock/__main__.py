@@ -1,4 +1,4 @@
-"""Run many scenarios and print what came of them: `python -m tests.simulation.clock --scenarios N [--set S] [--seed K]`.
+"""Run many scenarios: `python -m tests.simulation.clock --scenarios N [--set S] [--seed K] [--estates]`.
 
 Exits with 1, and the seeds, where log time or a stamp fell, or an excess is beyond what the set may show.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 
+from tests.simulation.clock.estate import live
 from tests.simulation.clock.model import SETS, Conditions, play
 
 BOUND_MS = 700.0  # WIDE_MS or AGREE_MS, two leaders' skew of 300 ms, walls 40 ms apart, rounding
@@ -47,15 +49,42 @@ def run(conditions: Conditions, seeds: range) -> bool:
     return not fell
 
 
+def run_estates(conditions: Conditions, seeds: range) -> bool:
+    """Let the estates of one set live and print a row; return whether none was early, missed or wrong."""
+    said, late, bad = Counter[str](), list[float](), list[str]()
+    for seed in seeds:
+        verdict = live(seed, conditions)
+        said.update(
+            early=len(verdict.early), missed=len(verdict.missed), wrong=len(verdict.wrong), endings=verdict.endings
+        )
+        said.update(alarms=verdict.alarms, waited=verdict.waited, restored=verdict.restored)
+        late += verdict.late_ms
+        bad += [f"seed {seed}: {what[:200]}" for what in (*verdict.early, *verdict.missed, *verdict.wrong)]
+    print(
+        f"| {conditions.name} | {len(seeds):,} | {said['endings']:,} | {said['early']} | {said['missed']} | "
+        f"{said['wrong']} | p50 {_percentile(late, 0.5):.0f} ms, p95 {_percentile(late, 0.95) / 1000:.1f} s | "
+        f"{said['alarms']} | {said['waited']:,} | {said['restored']:,} |",
+        flush=True,
+    )
+    for line in bad[:8]:
+        print(f"  {line}")
+    return not bad
+
+
 def main() -> int:
     """Run the sets named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.clock", description=__doc__)
     parser.add_argument("--scenarios", type=int, default=7_000, help="in all, over the sets evenly")
     parser.add_argument("--set", type=int, choices=range(len(SETS)), help="only this set")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--estates", action="store_true", help="the whole engine, with sessions (estate.py)")
     given = parser.parse_args()
     sets = SETS if given.set is None else (SETS[given.set],)
     seeds = range(given.seed, given.seed + max(given.scenarios // len(sets), 1))
+    if given.estates:
+        print("| set | estates | endings | early | missed | wrong | late | alarms | waited | restored |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        return 0 if all([run_estates(conditions, seeds) for conditions in sets]) else 1
     print("| set | scenarios | earliest | over 700 ms | waited | lag | rate |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     fine = [run(conditions, seeds) for conditions in sets]

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import exp, floor, inf, log
+from typing import Protocol
 
 from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock
 from lapse.pipeline.engine.waiting import Outcome, Waiting
 from lapse.schemas import ClockTick
 
-__all__ = ["SETS", "Conditions", "Result", "Scenario", "play"]
+__all__ = ["EPOCH_MS", "HOUR_MS", "SETS", "Conditions", "Entry", "Owner", "Result", "Scenario", "let_time_pass", "play"]
 
 EPOCH_MS = 1_700_000_000_000
 SWIFT_UNTIL_MS = 2_000.0
@@ -204,16 +205,12 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record as the clock sees it: when it was appended in truth and by the log, and the tick that it is."""
+    """A record: when it was appended in truth and by the log, and the tick that it is or what a service says."""
 
     t: float
     timestamp: int
     tick: ClockTick | None = None
-
-    @property
-    def value(self) -> bytes:
-        """Its value's size is all that the waiting records look at."""
-        return b"\0" * 250
+    value: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -254,6 +251,10 @@ class Reader:
                 self.waiting = None
                 self._result.waited.append(entry.t - self._since)
                 queue = [*self._decided(outcome, entry.t), *queue]
+
+    def wanted_in(self, owner: Owner, t: float) -> float:  # the interface's
+        """Want a tick at once while records wait."""
+        return inf if self.waiting is None else 0.0
 
     def _decided(self, outcome: Outcome[Entry], now: float) -> Sequence[Entry]:
         assert outcome.decision is not None, "a scenario is too short for too much to wait"
@@ -333,12 +334,24 @@ class _Owning:
         return Entry(appended, scenario.append_time(appended), value), acked
 
 
-def play(seed: int, conditions: Conditions) -> Result:
-    """Let one scenario pass and return what came of it."""
-    scenario, result = Scenario(seed, conditions), Result()
-    reader = Reader(result)
-    services = iter([Entry(t, scenario.append_time(t)) for t in scenario.appends])
-    service = next(services, None)
+class LogReader(Protocol):
+    """What reads the log, and says when it wants a tick."""
+
+    def read(self, entry: Entry) -> None:
+        """Take in the next record."""
+
+    def wanted_in(self, owner: Owner, t: float) -> float:
+        """Return for how long, from `t` on, the reader wants no tick but the regular ones."""
+
+
+def let_time_pass(scenario: Scenario, services: Iterable[Entry], reader: LogReader) -> float:
+    """Let the owners tick until the scenario is over; return when the last tick was acknowledged.
+
+    Args:
+        services: what services append, in order.
+    """
+    waiting = iter(services)
+    service = next(waiting, None)
     stragglers: list[Entry] = []
 
     def read_to(t: float) -> None:
@@ -348,7 +361,7 @@ def play(seed: int, conditions: Conditions) -> Result:
             if first is None or first.t > t:
                 return
             if first is service:
-                service = next(services, None)
+                service = next(waiting, None)
             else:
                 stragglers.remove(first)
             reader.read(first)
@@ -368,7 +381,16 @@ def play(seed: int, conditions: Conditions) -> Result:
             reader.read(entry)
             last = acked
             read_to(acked)
-            regular = owning.sent_at + 1_000
-            owning.sent_at = max(acked + 10, acked + 10 if reader.waiting is not None else regular)
+            regular = max(owning.sent_at + 1_000, acked)
+            owning.sent_at = min(regular, acked + max(reader.wanted_in(owner, acked), 10))
+            read_to(owning.sent_at)
+    return last
+
+
+def play(seed: int, conditions: Conditions) -> Result:
+    """Let one scenario pass and return what came of it."""
+    scenario, result = Scenario(seed, conditions), Result()
+    reader = Reader(result)
+    last = let_time_pass(scenario, [Entry(t, scenario.append_time(t)) for t in scenario.appends], reader)
     result.lag = last * (1 - DRIFT_PPM * 1e-6) - (reader.clock.time - EPOCH_MS - scenario.brokers[0].skew)
     return result

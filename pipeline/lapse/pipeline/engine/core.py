@@ -342,9 +342,9 @@ class PartitionEngine:
     def _ordered_at(self, at: int, stamp: int) -> int:
         """Return when a revocation was ordered, on the scale of this log; never past the stamp of its copy.
 
-        `at` is an append time of another topic. Where its leader is the broker whose steps were taken out here, it needs
-        the same correction, else none; nothing says which. The later of what is possible is taken: a login shortly
-        after the order may end with it, but none before it escapes.
+        `at` is an append time of another topic. Where its leader is the broker whose steps were taken out here, it
+        needs the same correction, else none; nothing says which. The later of what is possible is taken: a login
+        shortly after the order may end with it, but none before it escapes.
         """
         possible = [one for one in (at, at + self.clock.offset_ms) if one <= stamp + ORDER_SKEW_MS]
         return min(max(possible, default=stamp), stamp)

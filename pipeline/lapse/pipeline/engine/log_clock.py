@@ -73,7 +73,7 @@ FALL_MS = 50
 some ms in a data centre. A smaller fall is left to the ticks."""
 
 AGREE_MS = 250
-"""How far the walls of two owners may differ from the broker's clock over a change of owner and not be called a step."""
+"""How far the broker's clock may go beyond the walls of two owners, over a change of owner, and be no step."""
 
 PATIENCE = 10
 """So many brackets may be left out in a row: 10 s at one a second. Then a wide one is better than no time at all."""

@@ -99,7 +99,7 @@ class Sessions:
         self.undecided = False
         """Whether the present record's stamp is not confirmed, so that what is late by it is not known to be."""
         self.doubt_ms = 0
-        """By how much the present record's stamp may be too high, where a step is known of: it is judged without that."""
+        """By how much the present record's stamp may be too high, a step being known of: it is judged without that."""
         self.effects = Effects()
         self._delayed: set[int] = set()  # slots whose idle ending the present hold delays
         self._forgets: list[tuple[int, int]] = []  # heap of (instant, slot) of ended and barred slots

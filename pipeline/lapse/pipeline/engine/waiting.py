@@ -35,7 +35,7 @@ from lapse.schemas import ClockTick
 __all__ = ["WAITING_BYTES_MAX", "Outcome", "Waiting"]
 
 WAITING_BYTES_MAX = 16 * 1024 * 1024
-"""Of values, for each partition: about 60,000 touches, or 100,000 in packed records; a minute of 1,000 touches a second.
+"""Of values, for each partition: 60,000 touches, or 250,000 in packed records; a minute of 1,000 touches a second.
 With Python's objects around them some 40 MB at worst; eight partitions that all wait for a dead owner take 320 MB."""
 
 
