@@ -26,7 +26,19 @@ from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock
 from lapse.pipeline.engine.waiting import Outcome, Waiting
 from lapse.schemas import ClockTick
 
-__all__ = ["EPOCH_MS", "HOUR_MS", "SETS", "Conditions", "Entry", "Owner", "Result", "Scenario", "let_time_pass", "play"]
+__all__ = [
+    "EPOCH_MS",
+    "HOUR_MS",
+    "SETS",
+    "SKEW_MS",
+    "Conditions",
+    "Entry",
+    "Owner",
+    "Result",
+    "Scenario",
+    "let_time_pass",
+    "play",
+]
 
 EPOCH_MS = 1_700_000_000_000
 SWIFT_UNTIL_MS = 2_000.0

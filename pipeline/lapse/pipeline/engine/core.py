@@ -249,9 +249,9 @@ class PartitionEngine:
             decision = self.clock.tick(self._append, record)
             if decision is not None and decision.alarm is not None:
                 self._alarm(decision.alarm)
-            if doubtful and decision is not None and not decision.even:
-                sessions.cap(decision.stamp)
-                self.stamp = min(self.stamp, decision.stamp)
+                if doubtful:
+                    sessions.cap(decision.stamp)
+                    self.stamp = min(self.stamp, decision.stamp)
         sessions.time = self.clock.time
         return True
 

@@ -22,13 +22,15 @@ interval [low, high] known from before, which is widened by what two clocks may 
                                 was proven before (`base`), `offset_ms` rises so that it goes on from there
     append times fell           (also seen between ticks) set back: log time goes on from `base`, or from what the
                                 owner's monotonic clock proves beyond it
+    a tick *slipped*            it was appended before it was sent, yet the bracket does not lie below: set back and
+                                forth; log time goes on from `base`, for records in between have stamps from there
 
 A late tick or a slow acknowledgement is only a wide bracket, never a step. One wider than WIDE_MS, or a differing one
 that the present tick's own append does not agree with (it moved again), is left out and the next is asked; after
 PATIENCE ticks it is believed as it is.
 
 **Log time** at a tick is `mono_ms + low + offset_ms`: the log's time when the tick was sent, at least. It stands still
-while append times have fallen, or the tick itself was appended before it was sent (the broker's clock fell, unseen).
+from a fall of append times, or a slip, until that is decided.
 
 **A new owner** has a monotonic clock of its own, and no interval. Its first bracket becomes the interval. What happened
 in between is bridged by the owners' wall clocks, from the last tick of the last owner: if the broker's clock went
@@ -79,17 +81,20 @@ PATIENCE = 10
 """So many brackets may be left out in a row: 10 s at one a second. Then a wide one is better than no time at all."""
 
 
+AlarmKind = Literal["forward", "back", "back_and_forth", "owner_change"]
+
+
 class ClockAlarm(NamedTuple):
     """A step of the broker's clock was taken out, or a disagreement of clocks was settled.
 
     Attributes:
-        kind: `forward`, `back`, or `owner_change` (the broker's clock went farther than the owners' walls).
-        moved_ms: by how much the clock stepped: > 0 forward, < 0 back.
+        kind: what the broker's clock did; `owner_change`: it went farther than the owners' walls did.
+        moved_ms: by how much it stepped, > 0 forward, < 0 back; with `back_and_forth` what it costs log time.
         offset_ms: what is added to append times from now on.
         at: log time when it was noticed, epoch ms.
     """
 
-    kind: Literal["forward", "back", "owner_change"]
+    kind: AlarmKind
     moved_ms: int
     offset_ms: int
     at: int
@@ -101,13 +106,10 @@ class Decision(NamedTuple):
     Attributes:
         alarm: a step was taken out, of before this tick. None: the broker's clock is as it was, up to the tick before.
         stamp: one that is not before that of any record so far (with an alarm), or up to the tick before.
-        even: whether the broker's clock ran evenly all the while; else stamps are wrong even without an alarm, for it
-            was set one way and back.
     """
 
     alarm: ClockAlarm | None
     stamp: int
-    even: bool
 
 
 class LogClock(Protocol):
@@ -168,7 +170,7 @@ class DisciplinedClock:
     latest: int | None = None  # the latest append time; None before the first record
     fell: bool = False  # append times fell since the latest tick,
     fell_before: bool = False  # or before it, since the latest decision
-    slipped: bool = False  # before they did, a tick showed that the broker's clock had been set back a little
+    slipped: bool = False  # since then a tick, appended before it was sent, showed that the broker's clock was set back
     base: float = 0.0
     point: float = 0.0
     epoch: int = -1
@@ -206,7 +208,6 @@ class DisciplinedClock:
         if tick.epoch < self.epoch:
             return None
         decision: ClockAlarm | bool = False
-        slipped = self.slipped
         if tick.epoch > self.epoch:
             self._take_over(tick.epoch)
         else:
@@ -214,8 +215,9 @@ class DisciplinedClock:
             if tick.prev_ms == self.sent and tick.ack_ms is not None and tick.ack_ms >= self.sent:
                 decision = self._decide(tick.ack_ms, append, tick)
         fell_unseen = self.low is not None and append + 1 - tick.mono_ms < self.low
-        if self.fell or self.fell_before or fell_unseen:
-            self.slipped |= not (self.fell or self.fell_before)
+        fell = self.fell or self.fell_before
+        self.slipped |= fell_unseen and not fell
+        if fell or self.slipped:
             self.point = self.base
         else:
             self.point = self._now(append, tick)
@@ -228,8 +230,8 @@ class DisciplinedClock:
             return None
         self.doubtful, self.presumed_ms = False, 0
         if decision is True:
-            return Decision(None, appended + self.offset_ms, not slipped)
-        return Decision(decision, max(self.time, append + self.offset_ms), False)
+            return Decision(None, appended + self.offset_ms)
+        return Decision(decision, max(self.time, append + self.offset_ms))
 
     def time_at(self, epoch: int, mono_ms: float) -> float | None:
         """Return what log time a tick sent at `mono_ms` will give; see `LogClock`."""
@@ -274,8 +276,8 @@ class DisciplinedClock:
             return False
         self.left_out = 0
         before, rebase, moved = self.offset_ms, None, 0
-        alarm: Literal["forward", "back", "owner_change"] | None = None
-        if meets:
+        alarm: AlarmKind | None = None
+        if meets and not self.slipped:
             assert self.low is not None  # noqa: S101  # it meets
             low, high = max(low, self.low), min(high, self.high)
         elif self.fell_before:
@@ -283,6 +285,8 @@ class DisciplinedClock:
             alarm, rebase = "back", self.base if self.slipped else max(self.base, self._now(append, tick))
         elif self.low is None:
             alarm = self._bridge(high - low)
+        elif self.slipped and high >= self.low:
+            alarm, rebase = "back_and_forth", self.base  # records in between have stamps below what was proven
         elif low > self.high:
             alarm = "forward"
             self.offset_ms -= ceil(high - self.low)

@@ -15,9 +15,10 @@ owner ticks at once while anything waits, so that normally three appends decide 
 
     stamps were right    the records up to the tick that was decided about are applied as if they came now, with their
                          own stamps, and the late are late; those after it are looked at anew
-    there was a step     nobody can tell when between the first of them and the decision each record came. So each is
-                         given the benefit of the doubt: its stamp is the end of that time, and it is judged by the
-                         beginning. Sessions live longer by that, at most, and none ends early.
+    there was a step     (or, where more than one is suspicious, two may have cancelled each other) nobody can tell when
+                         between the first of them and the decision each record came. So each is given the benefit of
+                         the doubt: its stamp is the end of that time, and it is judged by the beginning. Sessions live
+                         longer by that, at most, and none ends early.
 
 What waits is bounded by WAITING_BYTES_MAX. Beyond it (no owner has ticked for long) waiting ends without a decision:
 where records only may have been late, their stamps are believed, for a step has not been seen; else stamps are
@@ -58,19 +59,21 @@ class Outcome(NamedTuple, Generic[R]):
         anew: the records after them, which are to be looked at anew.
         decision: None: there was none, and too much waits.
         clock: the clock that has read ahead to the last of both.
-        suspicious: whether the first of them was.
+        even: whether their stamps are right.
+        suspicious: whether any of them was.
     """
 
     applied: Sequence[R]
     anew: Sequence[R]
     decision: Decision | None
     clock: LogClock
+    even: bool
     suspicious: bool
 
     @property
     def stamp(self) -> int | None:
         """The stamp that all of them get, since theirs are wrong; None: they have their own."""
-        return None if self.decision is None or self.decision.even else self.decision.stamp
+        return None if self.decision is None or self.even else self.decision.stamp
 
 
 class Waiting(Generic[R]):
@@ -102,12 +105,13 @@ class Waiting(Generic[R]):
             if decision is not None and decision.alarm is not None:
                 return self._outcome(len(self.records), decision)
             if decision is not None and decided > 0:
-                # Suspicious more than once: that the clock is right now does not say that it was all the while.
-                return self._outcome(decided, decision._replace(even=decision.even and self._suspicions <= 1))
+                return self._outcome(decided, decision)
         if self._bytes > WAITING_BYTES_MAX:
             return self._outcome(len(self.records), None)
         return None
 
     def _outcome(self, decided: int, decision: Decision | None) -> Outcome[R]:
-        records, suspicious = self.records, self._suspicions > 0
-        return Outcome(records[:decided], records[decided:], decision, self.clock, suspicious)
+        records, suspicions = self.records, self._suspicions
+        # Suspicious more than once: that the clock is right now does not say that it was all the while.
+        even = decision is not None and decision.alarm is None and suspicions <= 1
+        return Outcome(records[:decided], records[decided:], decision, self.clock, even, suspicions > 0)
