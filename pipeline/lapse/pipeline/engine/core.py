@@ -98,13 +98,14 @@ class PartitionEngine:
         self.origins: dict[int, tuple[int, int]] = {}
         """By origin partition, the last (offset, index) that was forwarded here and applied."""
         self._waiting: Waiting[LogRecord] | None = None
-        self._believed = False  # the stamps of the records being applied are decided to be right
-        self._given_stamp: int | None = None  # they are decided to be wrong: this is used for all of them
-        self._clock_stands = False  # the clock is not shown them: one that has read them already will take its place
+        self._decided = False  # the records being applied have waited, and it is decided how:
+        self._given_stamp: int | None = None  # by this stamp, all of them; None: by their own
+        self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
         self._offset = 0  # offset and value of the record being applied, for what goes the long way
         self._value: bytes | None = None
         self._append = 0
         self._entries_of, self._entries_done = -1, 0  # a packed record of which so many entries were applied
+        self._judge_as_usual()
 
     @property
     def offset(self) -> int:
@@ -215,26 +216,37 @@ class PartitionEngine:
     def _advance(self, append: int) -> bool:
         """Give the next record its stamp; return False where it has to wait."""
         clock, sessions = self.clock, self.sessions
-        given, stamp = self._given_stamp, 0
-        if given is None and not self._believed and clock.suspicious(append):
+        if self._decided or clock.doubtful:
+            stamp = self._decided_stamp(append)
+        elif clock.suspicious(append):
             return False
-        if not self._clock_stands:
+        else:
             stamp = clock.record(append)
-        if given is not None:
-            stamp = given
         before = self.stamp
         if stamp > before:
             self.stamp = stamp
             if before and sessions.hold.moved(before, stamp):
                 sessions.release_hold()
-        if sessions.hold.on:
+        if sessions.hold.phase != "none":
             sessions.hold.held_through = self.stamp
         self._append = append
         sessions.time = clock.time
-        doubtful = given is not None or clock.doubtful
-        sessions.doubt_ms = self.stamp - clock.time if doubtful else 0
-        sessions.undecided = not (clock.final or doubtful or self._believed)
         return True
+
+    def _decided_stamp(self, append: int) -> int:
+        """Return the stamp of a record that has waited, or came while stamps are doubtful; say how it is judged."""
+        sessions, given = self.sessions, self._given_stamp
+        own = append if self._clock_stands else self.clock.record(append)
+        stamp = own if given is None else given
+        doubtful = given is not None or self.clock.doubtful
+        sessions.doubt_ms = max(stamp, self.stamp) - self.clock.time if doubtful else 0
+        sessions.undecided = False
+        return stamp
+
+    def _judge_as_usual(self) -> None:
+        self._decided, self._given_stamp, self._clock_stands = False, None, False
+        self.sessions.doubt_ms = 0
+        self.sessions.undecided = not self.clock.final
 
     def _tick(self, record: ClockTick) -> bool:
         """Let a valid tick move log time; return False for one of a former owner."""
@@ -252,6 +264,8 @@ class PartitionEngine:
                 if doubtful:
                     sessions.cap(decision.stamp)
                     self.stamp = min(self.stamp, decision.stamp)
+            if doubtful and decision is not None and not self._decided:
+                self._judge_as_usual()
         sessions.time = self.clock.time
         return True
 
@@ -281,19 +295,18 @@ class PartitionEngine:
     def _apply_decided(self, outcome: Outcome[LogRecord]) -> None:
         """Apply the records that waited, by what was decided about them."""
         decision, records = outcome.decision, outcome.applied
-        self._given_stamp, self._believed = outcome.stamp, outcome.stamp is None
+        self._decided, self._given_stamp = True, outcome.stamp
         if decision is not None and decision.alarm is not None:
             self._alarm(decision.alarm)
             self._clock_stands = True
             self._run(records[:-1])
             self.clock = outcome.clock  # the last one is the tick that decided: log time moves with it
             self._run(records[-1:])
-            self._clock_stands = False
         else:
             if decision is None and outcome.suspicious:
                 self.clock.presume()
             self._run(records)
-        self._given_stamp, self._believed = None, False
+        self._judge_as_usual()
 
     def _read_tick(self, record: LogRecord) -> ClockTick | None:
         value = record.value
