@@ -139,6 +139,15 @@ class PartitionEngine:
         """
         return self.sessions.next_due_at() if self._waiting is None else self.clock.time
 
+    def time_at(self, epoch: int, mono_ms: float) -> float | None:
+        """Return what log time a tick of this epoch will give that is sent at `mono_ms`; None: not known yet."""
+        return self.clock.time_at(epoch, mono_ms)
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """What is added to the broker's append times to get stamps: the steps of its clock, taken out."""
+        return self.clock.offset_ms
+
     def watermark(self) -> int:
         """Return an instant such that all endings with `decided_at` below it have been returned by `apply`."""
         return self.clock.time if self.clock.doubtful else self.stamp

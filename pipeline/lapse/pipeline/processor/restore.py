@@ -25,6 +25,7 @@ from lapse.pipeline.engine import EngineSettings, PartitionEngine
 from lapse.pipeline.processor import clocks
 from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.reading import committed_offsets, consuming, read_to_end
+from lapse.pipeline.processor.trimming import MARKS_KEY
 from lapse.pipeline.settings import Settings
 from lapse.schemas import RuntimeFault, TopicNames
 
@@ -43,6 +44,7 @@ class Restored:
         caught_up_at: the offset at which the input ended after fencing.
         fresh: whether there was no checkpoint: input begins with what the log still holds.
         revocations: up to which offset revocations have been copied; None: begin at the start.
+        marks: what trimming has saved; None: nothing.
     """
 
     engine: PartitionEngine
@@ -50,6 +52,7 @@ class Restored:
     caught_up_at: int
     fresh: bool
     revocations: int | None
+    marks: bytes | None = None
 
 
 def engine_settings(settings: Settings, worker_key: bytes, partition: int) -> EngineSettings:
@@ -88,9 +91,10 @@ async def restore(settings: Settings, worker_key: bytes, partitions: Iterable[in
         state = await _read_state(settings, topics, numbers)  # 3
         restored = {}
         for number in numbers:  # 4
+            marks = state[number].get(MARKS_KEY)
             engine, fresh = _build(settings, worker_key, number, state.pop(number), positions, topics)
             revocations = positions.get(TopicPartition(topics.revocations, number))
-            restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations)
+            restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks)
             await asyncio.sleep(0)  # A large state takes some 100 ms to build; let other partitions' ticks through.
     except BaseException:
         await asyncio.gather(*(writer.stop() for writer in writers.values()))
