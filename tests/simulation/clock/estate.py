@@ -30,6 +30,8 @@ SLACK_MS = 700.0
 """Two brackets of WIDE_MS, or one and two leaders' skew: the clock's own bound, see __main__.py."""
 KEY = b"a key of the tests, 32 bytes long"
 CALM_MS = 60_000.0
+DECISION_MS = 30_000.0
+"""Ticks that are late by up to 8 s each way decide about a step within three of them."""
 
 
 @dataclass(slots=True)
@@ -144,7 +146,7 @@ class Services:
         if self._away_until(t) is not None or self._away_until(t + 100) is not None:
             return
         subject = f"u{self.rng.randrange(3)}"
-        self.orders.append(t)  # by another broker's clock: which of two within the skew came first is not known
+        self.orders.append(t)
         at = floor(self.scenario.brokers[self.rng.randrange(3)].at(t))
         order = {"type": "revocation", "id": f"r{number}", "subject": subject, "reason": "admin", "by": "a"}
         self.appends.append((t + 50, {"type": "revocation.ordered", "at": at, "revocation": order}))
@@ -246,7 +248,9 @@ class EngineReader:
         verdict.endings += 1
         cause = ending.cause.value
         if cause == "revoked":
-            near = any(abs(session.started - order) < 2 * SKEW_MS for order in self._services.orders)
+            after = [session.started - order for order in self._services.orders]
+            # Of two within the skew of brokers, or within one step's decision, which came first is not known.
+            near = any(-2 * SKEW_MS < one < DECISION_MS for one in after)
             if not near and (session.revoked is None or t < session.revoked):
                 verdict.wrong.append(f"{session.name}: revoked, but no order covers it")
             return
@@ -254,6 +258,9 @@ class EngineReader:
             if session.closed is None or t < session.closed:
                 verdict.wrong.append(f"{session.name}: closed, but it was not")
             return
+        before = 0.0 if session.revoked is None else session.revoked - session.started
+        if session.revoked is not None and before > 2 * SKEW_MS and t > session.revoked + SLACK_MS + DECISION_MS:
+            verdict.wrong.append(f"{session.name}: escaped the revocation at {session.revoked:.0f}")
         touched = [instant for appended, instant in session.touches if appended <= t]
         limit = max(touched) + IDLE_MS if cause == "idle" else session.started + ABSOLUTE_MS
         if t < limit - SLACK_MS:

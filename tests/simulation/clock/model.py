@@ -395,7 +395,7 @@ def let_time_pass(scenario: Scenario, services: Iterable[Entry], reader: LogRead
             read_to(acked)
             regular = max(owning.sent_at + 1_000, acked)
             owning.sent_at = min(regular, acked + max(reader.wanted_in(owner, acked), 10))
-            read_to(owning.sent_at)
+            read_to(min(owning.sent_at, until))
     return last
 
 

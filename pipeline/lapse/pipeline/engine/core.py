@@ -225,13 +225,15 @@ class PartitionEngine:
     def _advance(self, append: int) -> bool:
         """Give the next record its stamp; return False where it has to wait."""
         clock, sessions = self.clock, self.sessions
+        before = self.stamp
         if self._decided or clock.doubtful:
             stamp = self._decided_stamp(append)
         elif clock.suspicious(append):
             return False
         else:
             stamp = clock.record(append)
-        before = self.stamp
+            # A stamp that stands, for one before it was too high, says too much as well: it is judged without that.
+            sessions.doubt_ms = 0 if stamp >= before or clock.final else before - stamp
         if stamp > before:
             self.stamp = stamp
             if before and sessions.hold.moved(before, stamp):
@@ -248,7 +250,7 @@ class PartitionEngine:
         own = append if self._clock_stands else self.clock.record(append)
         stamp = own if given is None else given
         doubtful = given is not None or self.clock.doubtful
-        sessions.doubt_ms = max(stamp, self.stamp) - self.clock.time if doubtful else 0
+        sessions.doubt_ms = max(stamp, self.stamp) - (self.clock.time if doubtful else own)
         sessions.undecided = False
         return stamp
 
@@ -366,8 +368,11 @@ class PartitionEngine:
 
         `at` is an append time of another topic. Where its leader is the broker whose steps were taken out here, it
         needs the same correction, else none; nothing says which. The later of what is possible is taken: a login
-        shortly after the order may end with it, but none before it escapes.
+        shortly after the order may end with it, but none before it escapes. So also where a step was among what waited,
+        for then the logins in there all have the same stamp.
         """
+        if self._given_stamp is not None:
+            return stamp
         possible = [one for one in (at, at + self.clock.offset_ms) if one <= stamp + ORDER_SKEW_MS]
         return min(max(possible, default=stamp), stamp)
 
