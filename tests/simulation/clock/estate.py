@@ -147,7 +147,10 @@ class Services:
             return
         subject = f"u{self.rng.randrange(3)}"
         self.orders.append(t)
-        at = floor(self.scenario.brokers[self.rng.randrange(3)].at(t))
+        # Where its topic is led by a broker that was set, and activity by another, nothing tells (ADR 0006).
+        right = [broker for broker in self.scenario.brokers if not broker.steps]
+        leader = self.scenario.brokers[self.scenario.leader(t)]
+        at = floor(self.rng.choice([*right, leader]).at(t))
         order = {"type": "revocation", "id": f"r{number}", "subject": subject, "reason": "admin", "by": "a"}
         self.appends.append((t + 50, {"type": "revocation.ordered", "at": at, "revocation": order}))
         for session in self.sessions.values():

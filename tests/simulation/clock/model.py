@@ -172,7 +172,7 @@ class Scenario:
             apart = self.conditions.apart_ms
             if any(abs(when - other) < apart for other, _ in steps):
                 continue
-            clock = self.brokers[self._leader(when)]
+            clock = self.brokers[self.leader(when)]
             clock.steps.append((when, by))
             steps.append((when, by))
             if pair:
@@ -180,7 +180,8 @@ class Scenario:
                 steps.append((back_at, -by))
         return sorted(steps)
 
-    def _leader(self, t: float) -> int:
+    def leader(self, t: float) -> int:
+        """Return which broker leads the partition."""
         return self.leaders[bisect_right(self.leaders, (t, 99)) - 1][1]
 
     def _appends(self) -> list[float]:
@@ -203,7 +204,7 @@ class Scenario:
 
     def append_time(self, t: float) -> int:
         """Return the append time that the leader gives at `t`."""
-        return floor(self.brokers[self._leader(t)].at(t))
+        return floor(self.brokers[self.leader(t)].at(t))
 
     def delay(self, t: float) -> float:
         """Return for how long a tick, or an acknowledgement, is under way. The log's first ticks are swift.

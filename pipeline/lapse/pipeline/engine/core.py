@@ -278,6 +278,8 @@ class PartitionEngine(RecordMeanings):
         """Apply the records that waited, by what was decided about them."""
         decision, records = outcome.decision, outcome.applied
         self._decided, self._given_stamp = True, outcome.stamp
+        if outcome.stamp is not None:
+            self.raised = (self.stamp, outcome.stamp)
         if decision is not None and decision.alarm is not None:
             self._alarm(decision.alarm)
             self._clock_stands = True

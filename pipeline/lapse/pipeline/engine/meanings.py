@@ -56,6 +56,8 @@ class RecordMeanings:
         """The latest stamp that was applied, epoch ms; 0 before the first record. Kept monotone."""
         self.origins: dict[int, tuple[int, int]] = {}
         """By origin partition, the last (offset, index) that was forwarded here and applied."""
+        self.raised: tuple[int, int] = (-1, -1)
+        """Between which stamps records had to wait, the last time that all of them were given the latter."""
         self._given_stamp: int | None = (
             None  # of all records being applied, theirs being wrong; None: they have their own
         )
@@ -93,7 +95,8 @@ class RecordMeanings:
             if sessions.hold.tick(stamp, record):
                 sessions.release_hold()
         elif isinstance(record, RevocationOrdered):
-            sessions.revoke(record.revocation, self._ordered_at(record.at, stamp), stamp, self._offset)
+            at = self._ordered_at(record.at, stamp)
+            sessions.revoke(record.revocation, at, self._covers_at(at, stamp), stamp, self._offset)
         elif isinstance(record, PolicyAdopted):
             sessions.adopt_policy(record.version, record.policy)
         elif record is not None:
@@ -109,8 +112,20 @@ class RecordMeanings:
         """
         if self._given_stamp is not None:
             return stamp
-        possible = [one for one in (at, at + self.clock.offset_ms) if one <= stamp + ORDER_SKEW_MS]
+        stands = self.sessions.doubt_ms  # a stamp that stands is by so much beyond its append time, as are logins' now
+        possible = [one + stands for one in (at, at + self.clock.offset_ms) if one + stands <= stamp + ORDER_SKEW_MS]
         return min(max(possible, default=stamp), stamp)
+
+    def _covers_at(self, at: int, stamp: int) -> int:
+        """Return up to which start an order of `at` ends the sessions that are live at its copy.
+
+        Where many logins got one stamp, that of a decision or one that stands, an order of about that time may have
+        come after any of them: it covers all.
+        """
+        first, last = self.raised
+        if first - ORDER_SKEW_MS <= at <= last + ORDER_SKEW_MS:
+            return max(at, last)
+        return stamp if self.sessions.doubt_ms else at
 
     def _activity(self, record: _SessionActivity, stamp: int, sent_at: int) -> None:
         """Apply an activity of a service; `sent_at` is the stamp by which it must be in time."""

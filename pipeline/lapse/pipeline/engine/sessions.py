@@ -465,8 +465,15 @@ class Sessions:
 
     # Orders of operators
 
-    def revoke(self, revocation: Revocation, ordered_at: int, stamp: int, offset: int) -> None:
-        """Apply a revocation ordered at `ordered_at`: end what it covers, and keep it for what comes late."""
+    def revoke(self, revocation: Revocation, ordered_at: int, covers_at: int, stamp: int, offset: int) -> None:
+        """Apply a revocation: end what it covers, and keep it for what comes late.
+
+        Args:
+            revocation: its target decides whom it covers.
+            ordered_at: sessions that started after it are not meant.
+            covers_at: >= ordered_at: those that are live now end if they started by then.
+            stamp, offset: of the copy.
+        """
         table = self.table
         at = min(ordered_at, stamp)
         if revocation.session is not None:
@@ -485,7 +492,7 @@ class Sessions:
         endings = [
             self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation.id)
             for slot in self._covered(revocation)
-            if table.started_at[slot] <= at
+            if table.started_at[slot] <= (covers_at if covers_at > ordered_at else at)
         ]
         endings.sort(key=lambda ending: ending.session)
         self.effects.endings.extend(endings)

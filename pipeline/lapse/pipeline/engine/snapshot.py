@@ -44,6 +44,7 @@ def save_snapshot(engine: PartitionEngine) -> Checkpoint:
         "offset": engine.offset,
         "stamp": engine.stamp,
         "epoch": engine.tick_epoch,
+        "raised": engine.raised,
         "clock": engine.clock.save(),
         "hold": sessions.hold.save(),
         "policies": sessions.book.save(),
@@ -89,6 +90,7 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
     sessions.cutoffs.dirty.clear()
     sessions.hold.load(marker["hold"])
     engine.next_offset, engine.tick_epoch, engine.stamp = marker["offset"], marker["epoch"], marker["stamp"]
+    engine.raised = tuple(marker["raised"])
     engine.clock.load(marker["clock"])
     engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}
     sessions.rebuild()
