@@ -65,3 +65,25 @@ def test_nothing_needs_to_be_looked_at_before_next_at() -> None:
     assert wheel.next_at == 10 * SPOKE + 7
     assert wheel.expire(10 * SPOKE + 7) == [1]
     assert wheel.next_at == NEVER
+
+
+@given(st.lists(instants, max_size=400), st.lists(st.integers(0, 20 * SPOKE), max_size=6))
+def test_many_armed_at_once_fire_as_those_armed_one_by_one(armed: list[int], waits: list[int]) -> None:
+    bulk, single, now = TimingWheel(), TimingWheel(), 0
+    bulk.arm_all(armed)
+    for slot, at in enumerate(armed):
+        single.arm(slot, at)
+    for wait in waits:
+        now += wait
+        assert bulk.peek() == single.peek()
+        assert bulk.expire(now) == single.expire(now)
+
+
+@given(st.lists(st.integers(0, 3), min_size=100, max_size=300), st.integers(0, 3))
+def test_hundreds_due_at_one_instant_fire_in_order(armed: list[int], now: int) -> None:
+    wheel = TimingWheel()
+    for slot, at in enumerate(armed):
+        wheel.arm(slot, 9)
+        wheel.arm(slot, at)
+    assert wheel.expire(now) == [slot for at, slot in sorted((at, slot) for slot, at in enumerate(armed)) if at <= now]
+    assert wheel.next_at <= min((at for at in armed if at > now), default=NEVER)

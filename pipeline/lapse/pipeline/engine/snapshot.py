@@ -70,6 +70,7 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
         )
     sessions = engine.sessions
     sessions.book.load(marker["policies"])
+    sessions.table.grow(marker["chunks"])
     chunks = cutoffs = 0
     for key, value in latest.items():
         if value is None:

@@ -26,6 +26,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 
 from lapse.pipeline.processor import clocks
 from lapse.pipeline.processor.append_health import AppendHealth
+from lapse.pipeline.processor.bounds import BoundsAlarm
 from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
@@ -91,6 +92,7 @@ class OwnedPartition:
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
         self._refuses = False
         self._moved = asyncio.Event()
+        self._bounds = BoundsAlarm(number)
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         log_time = LogTime()
@@ -181,6 +183,7 @@ class OwnedPartition:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         await self._publisher.watermark(engine.watermark())
         self._parts.metrics.applied(len(records))
+        self._bounds.look(engine.counters, clocks.mono_ms())
         self._moved.set()
         self._ticker.engine_moved()
 

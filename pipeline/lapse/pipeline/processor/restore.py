@@ -33,6 +33,10 @@ __all__ = ["Restored", "engine_settings", "restore"]
 _log = structlog.get_logger("lapse.processor")
 
 
+# Records come and go by the thousand and hold no cycles: young collections each 20,000 objects instead of 700.
+_GC_YOUNG = 20_000
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """One partition, fenced and read back.
@@ -66,6 +70,8 @@ def engine_settings(settings: Settings, worker_key: bytes, partition: int) -> En
         ended_memory_ms=settings.ended_memory_ms,
         violation_after_ms=settings.violation_after_ms,
         session_life_max_ms=settings.session_life_max_ms,
+        sessions_max=settings.sessions_max,
+        sessions_per_subject_max=settings.sessions_per_subject_max,
         adopt_unknown=settings.unknown_sessions == "adopt",
     )
 
@@ -98,6 +104,7 @@ async def restore(settings: Settings, worker_key: bytes, partitions: Iterable[in
     # A million sessions are millions of objects that live long: without this each full collection would walk them all.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_GC_YOUNG)
     _log.info(
         "restored",
         partitions=numbers,
