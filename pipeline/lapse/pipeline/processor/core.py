@@ -24,12 +24,14 @@ as well.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 from aiokafka import ConsumerRecord
 
+from lapse.pipeline.processor import failpoints, watchdog
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
@@ -90,6 +92,7 @@ class Core:
             health=health,
             copier=copier,
             metrics=self.metrics,
+            reach=failpoints.arm(os.environ.get(failpoints.VARIABLE)),
         )
         self.metrics.watch_engines(self._engine_numbers)
 
@@ -102,6 +105,8 @@ class Core:
         await self._parts.effects.start()
         await self._parts.control.start()
         self._watch(self._parts.copier.run(), "lapse-copies")
+        name, topic = f"{self._settings.worker}-watchdog", self._parts.topics.activity
+        self._watch(watchdog.watch(self._settings.kafka, name, topic, self._offsets), "lapse-watchdog")
 
     async def assigned(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions. Returns at once: those that are new are restored meanwhile."""
@@ -139,7 +144,7 @@ class Core:
     async def _restore(self, numbers: set[int], after: "asyncio.Task[None] | None") -> None:
         if after is not None:
             await asyncio.wait([after])
-        restored = await restore(self._settings, self._parts.worker_key, numbers)
+        restored = await restore(self._settings, self._parts.worker_key, numbers, self._parts.reach)
         for number, one in restored.items():
             slot = self._slots.get(number)
             if slot is None or self.fault is not None:
@@ -229,6 +234,10 @@ class Core:
 
     def _count_owned(self) -> None:
         self.metrics.owned(sum(slot.partition is not None for slot in self._slots.values()))
+
+    def _offsets(self) -> Mapping[int, int]:
+        owned = {number: slot.partition for number, slot in self._slots.items()}
+        return {number: one.offset for number, one in owned.items() if one is not None}
 
     def _engine_numbers(self) -> Mapping[int, tuple[int, Mapping[str, int]]]:
         owned = {number: slot.partition for number, slot in list(self._slots.items())}

@@ -24,7 +24,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
-from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor import clocks, failpoints
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.bounds import BoundsAlarm
 from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
@@ -64,6 +64,7 @@ class WorkerParts:
     health: AppendHealth
     copier: Copier
     metrics: Metrics
+    reach: Callable[[str], None]
 
 
 class OwnedPartition:
@@ -109,6 +110,10 @@ class OwnedPartition:
             due_at=restored.engine.next_due_at,
             applied=lambda: restored.engine.offset,
         )
+
+    @property
+    def offset(self) -> int:
+        return self._engine.offset
 
     @property
     def live_sessions(self) -> int:
@@ -178,6 +183,8 @@ class OwnedPartition:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
         effects = engine.apply(records)  # 1
+        if effects.endings:
+            self._parts.reach(failpoints.BEFORE_PUBLISH)
         await self._publisher.publish(effects)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
@@ -260,6 +267,7 @@ class OwnedPartition:
             )
         with self._whole_or_torn():
             await acknowledged(unacknowledged)  # 3
+            self._parts.reach(failpoints.AFTER_ACK_BEFORE_COMMIT)
             await self._writer.write(checkpoint, revocations, deadline_s)  # 4
         self._saved = (checkpoint.offset, revocations)
         self._parts.metrics.checkpointed((clocks.mono_ms() - began_ms) / 1000, len(checkpoint.records))
