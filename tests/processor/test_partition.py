@@ -110,6 +110,7 @@ def owned(
         health=AppendHealth(),
         copier=Copier(SETTINGS, key, control, metrics),
         metrics=metrics,
+        reach=lambda _: None,
     )
     restored = Restored(engine, cast(StateWriter, writer), 0, True, None)
     return OwnedPartition(0, restored, parts, fault=faults.append, lost=lambda _: None)

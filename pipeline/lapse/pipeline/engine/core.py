@@ -8,14 +8,17 @@ checkpoint was taken and restored.
 
 For each record, in this order:
 
-1. The clock gives the record its stamp. A jump may begin a hold; a hold may end (holds.py).
-2. A forwarded record is applied, by the stamp it had where it was found.
-3. What is over at the stamp is settled (sessions.py).
+1. The clock gives the record its stamp (log_clock.py). A jump may begin a hold; a hold may end (holds.py).
+2. A tick moves log time. A forwarded record is applied, by the stamp it had where it was found.
+3. What is over, log time having come there, is settled (sessions.py).
 4. The record is applied.
 
-After the batch, endings that log time has reached are released. `apply` never raises on bad input: that becomes a
-dead letter. Any other exception is a fault of the engine; the caller must then drop the engine, since a batch may be
-half applied.
+A record whose append time is suspicious, or that its stamp says is late while log time does not, waits, and with it
+all that follow, until the clock has decided (waiting.py). `offset` then stands at the first of them: the engine is as
+if it had not read them, and a checkpoint holds nothing of them.
+
+`apply` never raises on bad input: that becomes a dead letter. Any other exception is a fault of the engine; the caller
+must then drop the engine, since a batch may be half applied.
 
 The hot path is written out in `apply` and, for packed touches, in `_packed`: a touch of a known, live session, in
 time by the columns alone, which moves `last_seen_at` and nothing else. Everything else goes the long way."""
@@ -28,13 +31,15 @@ from typing import Any, Protocol
 
 import orjson
 
+from lapse.pipeline.engine.append_clock import AppendClock
 from lapse.pipeline.engine.effects import Checkpoint, Effects, Forward
 from lapse.pipeline.engine.fast_decode import NotPlain, PackedRow, PlainPacked, PlainTouch, decode_plain
-from lapse.pipeline.engine.log_clock import AppendClock, LogClock
-from lapse.pipeline.engine.sessions import Sessions, Touch
+from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock, LogClock
+from lapse.pipeline.engine.sessions import Sessions, Touch, Undecided
 from lapse.pipeline.engine.settings import EngineSettings
 from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
 from lapse.pipeline.engine.table import BARRED, ENDED
+from lapse.pipeline.engine.waiting import Outcome, Waiting
 from lapse.schemas import (
     RECORD_BYTES_MAX,
     ActivityRecord,
@@ -57,6 +62,9 @@ from lapse.schemas import (
 
 __all__ = ["LogRecord", "PartitionEngine"]
 
+ORDER_SKEW_MS = 1_000
+"""A revocation's topic may be led by another broker, whose clock may be ahead by that much and still be believed."""
+
 _SessionActivity = SessionStarted | SessionTouched | SessionRefreshed | SessionElevated | SessionClosed
 
 
@@ -77,24 +85,37 @@ class LogRecord(Protocol):
 class PartitionEngine:
     """The engine of one partition; see the module's theory of operation."""
 
-    def __init__(self, settings: EngineSettings, clock: LogClock | None = None) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self.clock: LogClock = AppendClock() if clock is None else clock
+        self.clock: LogClock = DisciplinedClock() if settings.clock == "disciplined" else AppendClock()
         self.sessions = Sessions(settings)
-        self.offset = 0
-        """The next input offset to apply; records below it are dropped."""
-        self.epoch = -1
-        """The highest epoch of a valid tick; -1 before the first."""
+        self.stamp = 0
+        """The latest stamp that was applied, epoch ms; 0 before the first record. Kept monotone."""
+        self.next_offset = 0
+        """The next input offset to read; records below it are dropped."""
+        self.tick_epoch = -1
+        """The highest epoch of a valid tick that was applied; -1 before the first."""
         self.origins: dict[int, tuple[int, int]] = {}
         """By origin partition, the last (offset, index) that was forwarded here and applied."""
-        self._append: int | None = None  # append time of the latest record, None before the first
+        self._waiting: Waiting[LogRecord] | None = None
+        self._decided = False  # the records being applied have waited, and it is decided how:
+        self._given_stamp: int | None = None  # by this stamp, all of them; None: by their own
+        self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
         self._offset = 0  # offset and value of the record being applied, for what goes the long way
         self._value: bytes | None = None
+        self._append = 0
+        self._entries_of, self._entries_done = -1, 0  # a packed record of which so many entries were applied
+        self._judge_as_usual()
 
     @property
-    def stamp(self) -> int:
-        """The latest stamp, epoch ms; 0 before the first record."""
-        return self.clock.stamp
+    def offset(self) -> int:
+        """The next input offset to apply: all below it are applied, those that wait are not."""
+        return self.next_offset if self._waiting is None else self._waiting.records[0].offset
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch of a valid tick that was read; -1 before the first."""
+        return self.tick_epoch if self._waiting is None else self._waiting.epoch
 
     @property
     def counters(self) -> Counter[str]:
@@ -111,40 +132,65 @@ class PartitionEngine:
         """The append time of the last applied record, as the broker gave it; None before the first."""
         return self._append
 
+    @property
+    def waiting(self) -> int:
+        """How many records wait for the clock to decide."""
+        return 0 if self._waiting is None else len(self._waiting.records)
+
     def next_due_at(self) -> int | None:
-        """Return the instant of log time at which something is next to be settled or warned of, or None."""
-        return self.sessions.next_due_at(self.clock.stamp)
+        """Return the instant of log time at which a tick is next needed, or None.
+
+        It is where something is next settled or warned of; while records wait, at once.
+        """
+        return self.sessions.next_due_at() if self._waiting is None else self.clock.time
+
+    def time_at(self, epoch: int, mono_ms: float) -> float | None:
+        """Return what log time a tick of this epoch will give that is sent at `mono_ms`; None: not known yet."""
+        return self.clock.time_at(epoch, mono_ms)
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """What is added to the broker's append times to get stamps: the steps of its clock, taken out."""
+        return self.clock.offset_ms
 
     def watermark(self) -> int:
         """Return an instant such that all endings with `decided_at` below it have been returned by `apply`."""
-        settled = self.sessions.settled
-        return settled[0].decided_at if settled else self.clock.stamp
+        return self.clock.time if self.clock.doubtful else self.stamp
 
     def apply(self, records: Sequence[LogRecord]) -> Effects:
-        """Apply records in offset order and return what they brought about."""
-        sessions = self.sessions
-        effects = sessions.effects = Effects()
-        if records and records[0].offset < self.offset:
-            records = [record for record in records if record.offset >= self.offset]
-        if not records:
-            return effects
+        """Read records in offset order; return what those brought about that could be applied."""
+        effects = self.sessions.effects = Effects()
+        if records and records[0].offset < self.next_offset:
+            records = [record for record in records if record.offset >= self.next_offset]
+        if records:
+            end = records[-1].offset + 1
+            while records:
+                records = self._run(records) if self._waiting is None else self._wait(records)
+            self.next_offset = end
+        return effects
+
+    def _run(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        """Apply records up to the first that has to wait; return that and those after it."""
+        sessions, clock = self.sessions, self.clock
         table = sessions.table
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
         last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
         dirty, age_max = table.dirty, self.settings.age_max_ms
-        append, stamp, next_at = self._append, self.clock.stamp, sessions.next_at
-        for record in records:
+        append, stamp, time, next_at = None, self.stamp, clock.time, sessions.next_at
+        rest = iter(records)
+        for record in rest:
             if record.timestamp != append:
                 append = record.timestamp
-                stamp = self._advance(append)
-                next_at = sessions.next_at
+                if not self._advance(append):
+                    return self._begin_to_wait([record, *rest])
+                stamp, time, next_at = self.stamp, clock.time, sessions.next_at
             value = record.value
             try:
                 touch = decode_plain(value)  # type: ignore[arg-type]  # a null value raises TypeError, which is caught
             except (*NotPlain, TypeError):
                 touch = None
             if touch.__class__ is PlainTouch:
-                if stamp >= next_at:
+                if time >= next_at:
                     sessions.settle(stamp, record.offset)
                     next_at = sessions.next_at
                 slot = slot_of(touch.session)
@@ -166,60 +212,169 @@ class PartitionEngine:
                         dirty[slot >> 6] = 1
                     continue
             self._offset, self._value = record.offset, value
-            if touch.__class__ is PlainPacked and len(value) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # as above
-                if stamp >= next_at:
-                    sessions.settle(stamp, record.offset)
-                self._packed(touch, stamp)
-            else:
-                self._other(stamp, next_at)
+            try:
+                if touch.__class__ is PlainPacked and len(value) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # as above
+                    if time >= next_at:
+                        sessions.settle(stamp, record.offset)
+                    self._packed(touch, stamp)
+                else:
+                    self._other(stamp)
+                    time = clock.time
+            except Undecided:
+                return self._begin_to_wait([record, *rest])
             next_at = sessions.next_at
-        self._append = append
-        self.offset = records[-1].offset + 1
-        self._release(effects)
-        return effects
+        return ()
 
     # 1. Time
 
-    def _advance(self, append: int) -> int:
-        hold, first, before = self.sessions.hold, self._append is None, self.clock.stamp
+    def _advance(self, append: int) -> bool:
+        """Give the next record its stamp; return False where it has to wait."""
+        clock, sessions = self.clock, self.sessions
+        if self._decided or clock.doubtful:
+            stamp = self._decided_stamp(append)
+        elif clock.suspicious(append):
+            return False
+        else:
+            stamp = clock.record(append)
+        before = self.stamp
+        if stamp > before:
+            self.stamp = stamp
+            if before and sessions.hold.moved(before, stamp):
+                sessions.release_hold()
+        if sessions.hold.phase != "none":
+            sessions.hold.held_through = self.stamp
         self._append = append
-        stamp = self.clock.record(append)
-        if not first and hold.moved(before, stamp):
-            self.sessions.release_hold(stamp)
-        if hold.on:
-            hold.held_through = stamp
+        sessions.time = clock.time
+        return True
+
+    def _decided_stamp(self, append: int) -> int:
+        """Return the stamp of a record that has waited, or came while stamps are doubtful; say how it is judged."""
+        sessions, given = self.sessions, self._given_stamp
+        own = append if self._clock_stands else self.clock.record(append)
+        stamp = own if given is None else given
+        doubtful = given is not None or self.clock.doubtful
+        sessions.doubt_ms = max(stamp, self.stamp) - self.clock.time if doubtful else 0
+        sessions.undecided = False
         return stamp
 
-    def _release(self, effects: Effects) -> None:
-        settled, time = self.sessions.settled, self.clock.time
-        released = 0
-        while released < len(settled) and settled[released].decided_at <= time:
-            released += 1
-        effects.endings = settled[:released]
-        del settled[:released]
+    def _judge_as_usual(self) -> None:
+        self._decided, self._given_stamp, self._clock_stands = False, None, False
+        self.sessions.doubt_ms = 0
+        self.sessions.undecided = not self.clock.final
+
+    def _tick(self, record: ClockTick) -> bool:
+        """Let a valid tick move log time; return False for one of a former owner."""
+        sessions = self.sessions
+        if record.epoch < self.tick_epoch:
+            sessions.counters["ticks_of_former_owners"] += 1
+            return False
+        self.tick_epoch = record.epoch
+        sessions.effects.ticked = True
+        if not self._clock_stands:
+            doubtful = self.clock.doubtful
+            decision = self.clock.tick(self._append, record)
+            if decision is not None and decision.alarm is not None:
+                self._alarm(decision.alarm)
+                if doubtful:
+                    sessions.cap(decision.stamp)
+                    self.stamp = min(self.stamp, decision.stamp)
+            if doubtful and decision is not None and not self._decided:
+                self._judge_as_usual()
+        sessions.time = self.clock.time
+        return True
+
+    def _alarm(self, alarm: ClockAlarm) -> None:
+        self.sessions.counters["clock_steps"] += 1
+        self.sessions.effects.alarms.append(alarm)
+
+    # Waiting
+
+    def _begin_to_wait(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        self._waiting = Waiting(self.clock.copy(), self.tick_epoch, self._read_tick)
+        return records
+
+    def _wait(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        """Let records wait, until one decides about them; return those that are to be looked at then."""
+        waiting = self._waiting
+        assert waiting is not None  # noqa: S101  # the caller asked
+        rest = iter(records)
+        for record in rest:
+            outcome = waiting.add(record)
+            if outcome is not None:
+                self._waiting = None
+                self._apply_decided(outcome)
+                return [*outcome.anew, *rest]
+        return ()
+
+    def _apply_decided(self, outcome: Outcome[LogRecord]) -> None:
+        """Apply the records that waited, by what was decided about them."""
+        decision, records = outcome.decision, outcome.applied
+        self._decided, self._given_stamp = True, outcome.stamp
+        if decision is not None and decision.alarm is not None:
+            self._alarm(decision.alarm)
+            self._clock_stands = True
+            self._run(records[:-1])
+            self.clock = outcome.clock  # the last one is the tick that decided: log time moves with it
+            self._run(records[-1:])
+        else:
+            if decision is None and outcome.suspicious:
+                self.clock.presume()
+            self._run(records)
+        self._judge_as_usual()
+
+    def _read_tick(self, record: LogRecord) -> ClockTick | None:
+        value = record.value
+        if value is None or b"clock.tick" not in value:
+            return None
+        try:
+            tick = parse_activity(value)
+        except BadRecord:
+            return None
+        return tick if isinstance(tick, ClockTick) and self._signed(value) else None
 
     # 2. to 4. Records that go the long way
 
-    def _other(self, stamp: int, next_at: int) -> None:
+    def _other(self, stamp: int) -> None:
         """Read the present record with the models, settle, and apply it."""
         sessions = self.sessions
         record: ActivityRecord | None
         try:
             record = parse_activity(self._value)
-            if isinstance(record, _SessionActivity) and record.forwarded is not None:
+            if isinstance(record, ClockTick | RevocationOrdered | PolicyAdopted) and not self._signed(self._value):
+                raise BadRecord(
+                    f"{record.type}: mac is missing or wrong: only workers write this, under LAPSE_WORKER_KEY"
+                )
+            if isinstance(record, ClockTick) and not self._tick(record):
+                record = None
+            elif isinstance(record, _SessionActivity) and record.forwarded is not None:
                 self._forwarded(record, stamp)
                 record = None
         except BadRecord as bad:
             self._dead_letter(bad.reason)
             record = None
-        if stamp >= min(next_at, sessions.next_at):  # a forwarded record may have made something due
+        if sessions.time >= sessions.next_at:  # a forwarded record may have made something due
             sessions.settle(stamp, self._offset)
         if isinstance(record, PackedTouches):
             self._packed_with_bad_entries(record, stamp)
-        elif isinstance(record, ClockTick | RevocationOrdered | PolicyAdopted):
-            self._control(record, stamp)
+        elif isinstance(record, ClockTick):
+            if sessions.hold.tick(stamp, record):
+                sessions.release_hold()
+        elif isinstance(record, RevocationOrdered):
+            sessions.revoke(record.revocation, self._ordered_at(record.at, stamp), stamp, self._offset)
+        elif isinstance(record, PolicyAdopted):
+            sessions.adopt_policy(record.version, record.policy)
         elif record is not None:
             self._activity(record, stamp, stamp)
+
+    def _ordered_at(self, at: int, stamp: int) -> int:
+        """Return when a revocation was ordered, on the scale of this log; never past the stamp of its copy.
+
+        `at` is an append time of another topic. Where its leader is the broker whose steps were taken out here, it
+        needs the same correction, else none; nothing says which. The later of what is possible is taken: a login
+        shortly after the order may end with it, but none before it escapes.
+        """
+        possible = [one for one in (at, at + self.clock.offset_ms) if one <= stamp + ORDER_SKEW_MS]
+        return min(max(possible, default=stamp), stamp)
 
     def _activity(self, record: _SessionActivity, stamp: int, sent_at: int) -> None:
         """Apply an activity of a service; `sent_at` is the stamp by which it must be in time."""
@@ -280,30 +435,9 @@ class PartitionEngine:
             return False
         return True
 
-    # Control records
-
-    def _control(self, record: ClockTick | RevocationOrdered | PolicyAdopted, stamp: int) -> None:
-        if not self._signed():
-            self._dead_letter(
-                f"{record.type}: mac is missing or wrong: only workers write this, under LAPSE_WORKER_KEY"
-            )
-        elif isinstance(record, RevocationOrdered):
-            self.sessions.revoke(record.revocation, record.at, stamp, self._offset)
-        elif isinstance(record, PolicyAdopted):
-            self.sessions.adopt_policy(record.version, record.policy, stamp)
-        elif record.epoch < self.epoch:
-            self.sessions.counters["ticks_of_former_owners"] += 1
-        else:
-            self.epoch = record.epoch
-            self.sessions.effects.ticked = True
-            assert self._append is not None  # noqa: S101  # a record is being applied, so it has an append time
-            self.clock.tick(self._append, record)
-            if self.sessions.hold.tick(stamp, record):
-                self.sessions.release_hold(stamp)
-
-    def _signed(self) -> bool:
+    def _signed(self, value: bytes | None) -> bool:
         settings = self.settings
-        record = orjson.loads(self._value)  # type: ignore[arg-type]  # the models have read it, so it is bytes
+        record = orjson.loads(value)  # type: ignore[arg-type]  # the models have read it, so it is bytes
         return verify(record, topic=settings.topic, partition=settings.partition, key=settings.worker_key)
 
     # Records of other partitions
@@ -316,14 +450,13 @@ class PartitionEngine:
             row = dict(zip(PackedRow.__struct_fields__, record["touches"][entry], strict=False))
             row = {name: value for name, value in row.items() if value is not None}
             record = {"type": "session.touched", "service": record["service"], **row}
-        stamp = self.clock.stamp
         record.pop("mac", None)
-        record["forwarded"] = [self.settings.partition, self._offset, entry, stamp]
-        self.sessions.effects.forwards.append(Forward(partition, record, stamp))
+        record["forwarded"] = [self.settings.partition, self._offset, entry, self.stamp]
+        self.sessions.effects.forwards.append(Forward(partition, record, self.stamp))
 
     def _forwarded(self, record: _SessionActivity, stamp: int) -> None:
         """Apply a record that another partition's owner sent here: once for each origin."""
-        if not self._signed():
+        if not self._signed(self._value):
             raise BadRecord(f"{record.type}: forwarded, but its mac is missing or wrong: only workers forward")
         assert record.forwarded is not None  # noqa: S101  # the caller asked
         partition, offset, entry, sent_at = record.forwarded
@@ -341,7 +474,8 @@ class PartitionEngine:
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
         last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
         dirty, age_max = table.dirty, self.settings.age_max_ms
-        for index, row in enumerate(record.touches):
+        first = self._first_entry()
+        for index, row in enumerate(record.touches[first:] if first else record.touches, first):
             slot = slot_of(row.session)
             if (
                 slot is not None
@@ -361,7 +495,8 @@ class PartitionEngine:
                 self._entry(row, record.service, index, stamp)
 
     def _packed_with_bad_entries(self, record: PackedTouches, stamp: int) -> None:
-        for index, entry in enumerate(record.touches):
+        first = self._first_entry()
+        for index, entry in enumerate(record.touches[first:], first):
             try:
                 row = PackedRow(*parse_packed_entry(entry, index))
             except BadRecord as bad:
@@ -385,8 +520,16 @@ class PartitionEngine:
         touch = Touch(age_ms, None if row.since_ms is None else self._clamped(row.since_ms), row.pause_ms)
         if slot is None or sessions.table.state[slot] == BARRED:
             sessions.adopt(row.session, row.subject, row.tenant, service, touch, stamp, self._offset)
-        else:
+            return
+        try:
             sessions.touch(slot, touch, stamp, stamp)
+        except Undecided:
+            self._entries_of, self._entries_done = self._offset, index
+            raise
+
+    def _first_entry(self) -> int:
+        """Return from which entry on the present packed record is to be applied: it may have begun before it waited."""
+        return self._entries_done if self._entries_of == self._offset else 0
 
     def _dead_letter(self, reason: str, entry: int | None = None) -> None:
         settings = self.settings
