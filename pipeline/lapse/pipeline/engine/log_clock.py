@@ -166,6 +166,7 @@ class DisciplinedClock:
     time: int = 0
     offset_ms: int = 0
     doubtful: bool = False
+    in_doubt: bool = False  # the latest tick came while they were
     presumed_ms: int = 0  # what a fall is presumed to have taken from stamps while they are doubtful
     latest: int | None = None  # the latest append time; None before the first record
     fell: bool = False  # append times fell since the latest tick,
@@ -224,11 +225,13 @@ class DisciplinedClock:
             self.time = max(self.time, floor(self.point))
         self.fell_before |= self.fell
         self.fell = False
-        appended = self.appended
+        appended, in_doubt = self.appended, self.in_doubt
+        self.in_doubt = self.doubtful
         self.sent, self.appended, self.wall = tick.mono_ms, append, tick.wall_at
         if decision is False:
             return None
-        self.doubtful, self.presumed_ms = False, 0
+        if decision is not True or in_doubt:
+            self.doubtful, self.presumed_ms = False, 0
         if decision is True:
             return Decision(None, appended + self.offset_ms)
         return Decision(decision, max(self.time, append + self.offset_ms))
@@ -318,7 +321,7 @@ class DisciplinedClock:
 
     def presume(self) -> None:
         """Believe append times until the next decision; where they have fallen, go on from where they fell."""
-        self.doubtful = True
+        self.doubtful, self.in_doubt = True, False
 
     def copy(self) -> DisciplinedClock:
         """Return a clock that stands where this one does."""

@@ -210,7 +210,7 @@ class OwnedPartition:
                 log_time=alarm.at,
             )
             self._parts.metrics.clock_stepped(self.number, alarm)
-        await self._publisher.watermark(engine.watermark())
+        await self._publisher.watermark(engine.watermark(), engine.clock_offset_ms)
         self._parts.metrics.applied(len(records))
         self._bounds.look(engine.counters, clocks.mono_ms())
         self._moved.set()
