@@ -15,6 +15,7 @@ means the whole connection. Otherwise each message from the client is a touch.
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
@@ -168,7 +169,7 @@ class LapseMiddleware:
         self._publisher.touched(session.reference, session.subject, tenant=session.tenant, session_age_ms=age_ms)
 
 
-class _Connection:
+class _Connection(ABC):
     """What the application talks through, and how it is cut when the session ends.
 
     Attributes:
@@ -185,19 +186,20 @@ class _Connection:
         self.limit: asyncio.Timeout | None = None
 
     @property
+    @abstractmethod
     def is_open_ended(self) -> bool:
         """Return whether it would stay open for as long as the application likes."""
-        raise NotImplementedError
 
     async def receive(self) -> Message:
         return await self._receive()
 
+    @abstractmethod
     async def send(self, message: Message) -> None:
-        raise NotImplementedError
+        """Pass a message of the application on."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Close it, where the application has not."""
-        raise NotImplementedError
 
     def end(self, ended: Ended) -> None:
         """The guard's hook."""
