@@ -11,7 +11,7 @@ ONLY ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench broker test-containers constraints clean
+.PHONY: help setup demo test check bench faults broker test-containers constraints clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -38,6 +38,9 @@ check: $(READY) ## Hold style, types and import arrows.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+faults: $(READY) ## Break brokers and workers at length (ARGS="-k kill" for some of it).
+	$(BIN)/python -m pytest tests/faults -m "faults or not faults" $(ARGS)
 
 bench: $(READY) ## Measure; ONLY=processor for one.
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

@@ -7,13 +7,18 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 
-from benchmarks import check, lateness, processor, propagation
+from benchmarks import burst, check, checkpointing, lateness, memory, processor, propagation, recovery, scale
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "processor": processor.run,
     "processor_packed": processor.run_packed,
     "lateness": lateness.run,
     "propagation": propagation.run,
+    "burst": burst.run,
+    "memory": memory.run,
+    "recovery": recovery.run,
+    "scale": scale.run,
+    "checkpoints": checkpointing.run,
     "check": check.run,
 }
 

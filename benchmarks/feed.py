@@ -30,31 +30,50 @@ _BATCH_BYTES = 64 * 1024
 _IN_FLIGHT_MAX = 64
 
 
-def producing(bootstrap: str) -> AIOKafkaProducer:
+def producing(bootstrap: str, batch_bytes: int = _BATCH_BYTES) -> AIOKafkaProducer:
     """Return a producer for bulk loads."""
-    return AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=_BATCH_BYTES, acks=1, max_request_size=2**20)
+    return AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=batch_bytes, acks=1, max_request_size=2**20)
 
 
 class Estate:
     """Sessions, by the partition that they belong to."""
 
-    def __init__(self, count: int, partitions: int, prefix: str = "u") -> None:
+    def __init__(self, count: int, partitions: int, prefix: str = "u", first: int = 0) -> None:
         self.by_partition: list[list[tuple[str, str]]] = [[] for _ in range(partitions)]
-        for number in range(count):
+        for number in range(first, first + count):
             subject = f"{prefix}-{number}"
             self.by_partition[partition_of(subject, None, partitions)].append((session_reference(subject), subject))
 
+    @property
+    def count(self) -> int:
+        """How many sessions there are."""
+        return sum(map(len, self.by_partition))
+
+    def join(self, other: Estate) -> None:
+        """Take in another estate's sessions."""
+        for mine, theirs in zip(self.by_partition, other.by_partition, strict=True):
+            mine += theirs
+
     async def start(self, producer: AIOKafkaProducer, topic: str, policy: str | None = None) -> None:
         """Log everybody in."""
-        for partition, sessions in enumerate(self.by_partition):
-            records = (
-                (
-                    subject_key(subject, None),
-                    encode(SessionStarted(session=session, subject=subject, service="web", age_ms=0, policy=policy)),
-                )
-                for session, subject in sessions
+        await asyncio.gather(
+            *(
+                _send(producer, topic, partition, _starts(sessions, policy))
+                for partition, sessions in enumerate(self.by_partition)
             )
-            await _send(producer, topic, partition, records)
+        )
+
+    async def touch_at_once(self, producer: AIOKafkaProducer, topic: str, each: int = 500) -> None:
+        """Touch every session once, those of a partition in one batch, which has one append time."""
+        for partition, sessions in enumerate(self.by_partition):
+            batch = producer.create_batch()
+            for begin in range(0, len(sessions), each):
+                touches = [PackedTouch(*one, None, 0) for one in sessions[begin : begin + each]]
+                value = encode(PackedTouches(service="web", touches=touches))
+                fits = batch.append(key=None, value=value, timestamp=None)
+                assert fits is not None, "the touches of a partition do not fit into one batch"
+            await producer.send_batch(batch, topic, partition=partition)
+        await producer.flush()
 
     async def touch(self, producer: AIOKafkaProducer, topic: str, count: int, seed: int) -> int:
         """Write at least `count` single touches of random sessions, evenly over the partitions; return how many."""
@@ -79,17 +98,24 @@ class Estate:
         return records * each * len(self.by_partition)
 
 
+def _starts(sessions: list[tuple[str, str]], policy: str | None) -> Iterable[tuple[bytes | None, bytes]]:
+    for session, subject in sessions:
+        start = SessionStarted(session=session, subject=subject, service="web", age_ms=0, policy=policy)
+        yield subject_key(subject, None), encode(start)
+
+
 def _touches(sessions: list[tuple[str, str]], count: int, seed: int) -> Iterable[tuple[bytes | None, bytes]]:
     # One encoded touch a session, written again and again: the log holds `count` distinct records all the same.
-    ready = [
-        (
-            subject_key(subject, None),
-            encode(SessionTouched(session=session, subject=subject, service="web", age_ms=3)),
-        )
-        for session, subject in sessions
-    ]
+    ready: dict[int, tuple[bytes, bytes]] = {}
     chance = random.Random(seed)
-    return (chance.choice(ready) for _ in range(count))
+    for _ in range(count):
+        number = chance.randrange(len(sessions))
+        record = ready.get(number)
+        if record is None:
+            session, subject = sessions[number]
+            value = encode(SessionTouched(session=session, subject=subject, service="web", age_ms=3))
+            record = ready[number] = (subject_key(subject, None), value)
+        yield record
 
 
 def _packed(

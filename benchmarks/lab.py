@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -15,6 +16,9 @@ import tempfile
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from lapse.pipeline.broker import find_or_start
 from lapse.pipeline.operations.topics import apply_topics
@@ -23,7 +27,7 @@ from lapse.schemas import RuntimeFault, TopicNames
 
 from benchmarks.report import say
 
-__all__ = ["PARTITIONS", "Lab", "Worker", "laboratory"]
+__all__ = ["PARTITIONS", "Lab", "Worker", "laboratory", "reading"]
 
 PARTITIONS = 8
 _START_DEADLINE_S = 60.0
@@ -60,6 +64,28 @@ class Worker:
             while await self.number(name) < at_least:  # noqa: ASYNC110  # another process: there is no event to await
                 await asyncio.sleep(0.05)
 
+    async def until_at_most(self, name: str, at_most: float, deadline_s: float) -> None:
+        """Wait until a metric has fallen to a value."""
+        async with asyncio.timeout(deadline_s):
+            while await self.number(name) > at_most:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.05)
+
+    def memory_mb(self, field: str = "VmRSS") -> float:
+        """Return the memory that the process has in use, or (VmHWM) the most it ever had, in MB (Linux only)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = next(line for line in status.splitlines() if line.startswith(field + ":"))
+        return int(found.split()[1]) * 1024 / 1e6
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Return what the worker has logged of one event."""
+        lines = (line for line in self._log.read_text().splitlines() if line.startswith("{"))
+        return [entry for line in lines if (entry := json.loads(line)).get("event") == event]
+
+    async def kill(self) -> None:
+        """End the worker as kill -9 does: nothing more is written."""
+        self._process.kill()
+        await self._process.wait()
+
     async def stop(self) -> None:
         """End the worker as an operator does: with a last checkpoint."""
         if self._process.returncode is None:
@@ -90,8 +116,16 @@ class Lab:
         self._workers = 0
 
     @contextlib.asynccontextmanager
-    async def worker(self) -> AsyncIterator[Worker]:
-        """Run a worker; it owns all partitions when this is entered."""
+    async def worker(
+        self, name: str = "bench", *, owns: int | None = None, **settings: object
+    ) -> AsyncIterator[Worker]:
+        """Run a worker; when this is entered it owns its partitions.
+
+        Args:
+            name: the worker's own, by which the group knows it again.
+            owns: for how many partitions to wait; all of them unless told.
+            settings: of this worker, by their names.
+        """
         self._workers += 1
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -102,8 +136,9 @@ class Lab:
             "LAPSE_KAFKA": self.settings.kafka,
             "LAPSE_PREFIX": self.settings.prefix,
             "LAPSE_PARTITIONS": str(self.settings.partitions),
-            "LAPSE_WORKER": "bench",
+            "LAPSE_WORKER": name,
             "LAPSE_WORKER_KEY": self.settings.worker_key.decode(),
+            **{f"LAPSE_{setting.upper()}": str(value) for setting, value in settings.items()},
         }
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
@@ -112,7 +147,8 @@ class Lab:
             )  # fmt: skip
         worker = Worker(process, port, log)
         try:
-            await worker.until("lapse_partitions_owned", self.settings.partitions, _START_DEADLINE_S)
+            wanted = self.settings.partitions if owns is None else owns
+            await worker.until("lapse_partitions_owned", wanted, _START_DEADLINE_S)
             yield worker
         finally:
             await worker.stop()
@@ -135,3 +171,18 @@ async def laboratory(name: str) -> AsyncIterator[Lab]:
     finally:
         await asyncio.to_thread(broker.stop, erase=True)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def reading(lab: Lab, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+    """Read a topic of the lab from its present end on."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=lab.settings.kafka, group_id=None, fetch_max_wait_ms=50)
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        consumer.assign(tps)
+        for tp, end in (await consumer.end_offsets(tps)).items():
+            consumer.seek(tp, end)
+        yield consumer
+    finally:
+        await consumer.stop()

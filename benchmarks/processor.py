@@ -18,7 +18,7 @@ from benchmarks.feed import Estate, producing
 from benchmarks.lab import PARTITIONS, Lab, Worker, laboratory
 from benchmarks.report import report, say
 
-__all__ = ["run", "run_packed"]
+__all__ = ["run", "run_packed", "taken"]
 
 LIVE_SESSIONS = 100_000
 TOUCHES = 4_000_000
@@ -56,7 +56,7 @@ async def _measure(name: str, touches: int, packed_by: int) -> None:
         records = sum(ends.values()) - sum(begins.values())
         bare = await _bare_loop(lab, begins, records)
         async with lab.worker() as worker:
-            rate, seconds = await _taken(worker, records)
+            rate, seconds = await taken(worker, records)
             live = await worker.number("lapse_live_sessions")
             checkpoints = await worker.number("lapse_checkpoint_seconds_count")
             refused = await worker.number("lapse_dead_letters_total")
@@ -107,7 +107,7 @@ async def _bare_loop(lab: Lab, begins: dict[TopicPartition, int], records: int) 
         await consumer.stop()
 
 
-async def _taken(worker: Worker, records: int) -> tuple[float, list[float]]:
+async def taken(worker: Worker, records: int) -> tuple[float, list[float]]:
     """Return records a second of the worker, and the same of each whole second."""
     seconds: list[float] = []
     started, first, mark, marked = 0.0, 0.0, 0.0, 0.0

@@ -75,6 +75,9 @@ def random_settings(rng: random.Random) -> EngineSettings:
         session_life_max_ms=rng.choice((9000, 30_000)),
         gap_grace_ms=rng.choice((2000, 5000)),
         adopt_unknown=rng.random() < 0.8,
+        sessions_max=rng.choice((1_000_000, 1_000_000, 1_000_000, 4)),
+        sessions_per_subject_max=rng.choice((1_000, 1_000, 1_000, 2)),
+        classes_max=rng.choice((10_000, 10_000, 10_000, 3)),
     )
 
 

@@ -353,7 +353,8 @@ class Oracle:
         session = self.live.get(touch.session)
         if session is not None and session.adopted and touch.start is not None:
             self._count(session, touch, instant, s, in_time_at)
-            self._correct(session, touch.start, instant, s, offset)
+            if self._has_class_of(touch.start):
+                self._correct(session, touch.start, instant, s, offset)
         elif session is not None:
             self._count(session, touch, instant, s, in_time_at)
         elif touch.session in self.ended:
@@ -382,8 +383,33 @@ class Oracle:
         hold_max = self.limits(session).hold_max_ms
         return min(max(touch.hold_ms, 0), DURATION_MAX_MS if hold_max is None else hold_max)
 
+    def _room(self, subject: str, tenant: str | None) -> bool:
+        of_subject = sum((other.subject, other.tenant) == (subject, tenant) for other in self.live.values())
+        return len(self.live) < self.settings.sessions_max and of_subject < self.settings.sessions_per_subject_max
+
+    def _has_class(self, *kind: Any) -> bool:
+        kinds = [
+            (o.tenant, o.service, o.policy, sorted(o.attributes.items()), o.token_life_ms) for o in self.live.values()
+        ]
+        return list(kind) in map(list, kinds) or len({repr(one) for one in kinds}) < self.settings.classes_max
+
+    def _has_class_of(self, start: SessionStarted) -> bool:
+        attributes = sorted((start.attributes or {}).items())
+        return self._has_class(start.tenant, start.service, start.policy, attributes, start.token_life_ms)
+
+    def _remembers_more(self) -> bool:
+        return len(self.ended) + len(self.revoked_unseen) < self.settings.sessions_max
+
     def _first_seen(self, touch: Touch, instant: int, s: int, offset: int) -> None:
         start = touch.start
+        if touch.session not in self.revoked_unseen:
+            known = (
+                self._has_class(touch.tenant, touch.service, None, [], None)
+                if start is None
+                else self._has_class_of(start)
+            )
+            if not (known and self._room(touch.subject, touch.tenant) and self._remembers_more()):
+                return
         known_age = None if touch.session_age_ms is None else min(max(touch.session_age_ms, 0), DURATION_MAX_MS)
         session = Live(
             session=touch.session,
@@ -426,7 +452,8 @@ class Oracle:
     def _close(self, close: SessionClosed, s: int, in_time_at: int, offset: int) -> None:
         session = self.live.get(close.session)
         if session is None:
-            if close.session not in self.ended and close.session not in self.revoked_unseen:
+            known = close.session in self.ended or close.session in self.revoked_unseen
+            if not known and self._remembers_more():
                 self.ended[close.session] = Ended(decided_at=s)
             return
         if not self._belongs(close, offset, None):

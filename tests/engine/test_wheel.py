@@ -81,3 +81,25 @@ def test_arming_for_the_same_instant_again_costs_no_memory() -> None:
         tracemalloc.stop()
     assert grown < 10_000
     assert wheel.expire(5 * SPOKE) == [0]
+
+
+@given(st.lists(instants, max_size=400), st.lists(st.integers(0, 20 * SPOKE), max_size=6))
+def test_many_armed_at_once_fire_as_those_armed_one_by_one(armed: list[int], waits: list[int]) -> None:
+    bulk, single, now = TimingWheel(), TimingWheel(), 0
+    bulk.arm_all(armed)
+    for slot, at in enumerate(armed):
+        single.arm(slot, at)
+    for wait in waits:
+        now += wait
+        assert bulk.peek() == single.peek()
+        assert bulk.expire(now) == single.expire(now)
+
+
+@given(st.lists(st.integers(0, 3), min_size=100, max_size=300), st.integers(0, 3))
+def test_hundreds_due_at_one_instant_fire_in_order(armed: list[int], now: int) -> None:
+    wheel = TimingWheel()
+    for slot, at in enumerate(armed):
+        wheel.arm(slot, 9)
+        wheel.arm(slot, at)
+    assert wheel.expire(now) == [slot for at, slot in sorted((at, slot) for slot, at in enumerate(armed)) if at <= now]
+    assert wheel.next_at <= min((at for at in armed if at > now), default=NEVER)

@@ -6,7 +6,7 @@ Method: the core without Faust and without a broker; the test brings the restore
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import pytest
@@ -38,7 +38,9 @@ async def test_what_is_restored_for_a_place_given_up_meanwhile_is_let_go_though_
     asked: list[asyncio.Future[dict[int, Restored]]] = []
     began = asyncio.Event()
 
-    async def restore(settings: Settings, worker_key: bytes, partitions: Iterable[int]) -> dict[int, Restored]:
+    async def restore(
+        settings: Settings, worker_key: bytes, partitions: Iterable[int], reach: Callable[[str], None]
+    ) -> dict[int, Restored]:
         asked.append(asyncio.get_running_loop().create_future())
         began.set()
         return await asked[-1]

@@ -21,6 +21,7 @@ from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet
+from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.partition import OwnedPartition, WorkerParts
 from lapse.pipeline.processor.restore import Restored, engine_settings
 from lapse.pipeline.settings import Settings
@@ -110,6 +111,8 @@ def owned(
         health=AppendHealth(),
         copier=Copier(SETTINGS, key, control, metrics),
         metrics=metrics,
+        reach=lambda _: None,
+        pace=CheckpointPace(interval_ms / 1000),
     )
     restored = Restored(engine, cast(StateWriter, writer), 0, True, None)
     return OwnedPartition(0, restored, parts, fault=faults.append, lost=lambda _: None)

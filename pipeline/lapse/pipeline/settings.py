@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         le=3_660 * _DAY_MS,
         description="no session lives longer; how long revocations are kept",
     )
+    sessions_max: int = Field(
+        1_000_000, ge=1_000, le=100_000_000, description="live sessions a partition takes in, and as many ended ones"
+    )
+    sessions_per_subject_max: int = Field(
+        1_000, ge=1, le=1_000_000, description="live sessions that one subject may have"
+    )
     metrics_port: int | None = Field(
         None, ge=1, le=65_535, description="where a worker serves Prometheus metrics; none: nowhere"
     )

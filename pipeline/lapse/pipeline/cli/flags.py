@@ -41,6 +41,8 @@ FLAGS: Final[dict[str, tuple[type, str]]] = {
     "checkpoint_interval_ms": (int, "how often the state is checkpointed"),
     "age_max_ms": (int, "an older activity is taken as this old"),
     "ended_memory_ms": (int, "how long an ended session is known"),
+    "sessions_max": (int, "live sessions a partition takes in, and as many ended ones"),
+    "sessions_per_subject_max": (int, "live sessions that one subject may have"),
     "violation_after_ms": (int, "activity so long after its end is a violation"),
     "session_life_max_ms": (int, "no session lives longer; how long revocations are kept"),
     "metrics_port": (int, "where a worker serves Prometheus metrics; none: nowhere"),

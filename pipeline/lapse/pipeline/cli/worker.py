@@ -24,7 +24,9 @@ def run(settings: Settings) -> int:
     """Run a worker until it is told to stop (Ctrl-C, SIGTERM).
 
     Several workers share the partitions; each needs a name of its own (--worker), kept over restarts, and all the same
-    LAPSE_WORKER_KEY. A worker does not start on topics that are missing or wrong: `lapse topics apply` makes them.
+    LAPSE_WORKER_KEY. One that stops hands its partitions over at once; SIGHUP stops it for a restart under the same
+    name, which the others do not notice. A worker does not start on topics that are missing or wrong: `lapse topics
+    apply` makes them.
     """
     from lapse.pipeline.operations.topics import WrongTopics
     from lapse.pipeline.processor import worker

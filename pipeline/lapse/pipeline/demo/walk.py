@@ -4,7 +4,7 @@ The auditor's reading of DESIGN.md sections 2 and 3: a dictionary of sessions, l
 matter. It shares no code with the engine, and nothing with it but the schemas, so that where both agree, they agree by
 the rules. It does not trust the owner's copies either: a copy of a revocation or policy only says *where* in the log
 the order took effect; what was ordered, and when, is read from the topic it was written to. A copy without an original
-has no effect here, and an original without a copy takes effect once it is COPIED_WITHIN_MS old.
+has no effect here, and an original without a copy takes effect once it is `copied_within_ms` old.
 
 For one record of stamp `s`:
 
@@ -53,7 +53,8 @@ from lapse.schemas import (
 __all__ = ["COPIED_WITHIN_MS", "Expected", "LogRecord", "OrderedPolicy", "OrderedRevocation", "Rules", "Walk"]
 
 COPIED_WITHIN_MS: Final = 2_000
-"""The design gives the owner a second to copy an order into the log; a busy machine is given one more."""
+"""The design gives the owner a second to copy an order into the log; a busy machine is given one more.
+Where workers are killed and brokers away on purpose, whoever audits gives them the time that this may take."""
 
 _NEVER: Final = 1 << 62  # later than any instant: epoch ms are about 2**41
 
@@ -82,6 +83,7 @@ class Rules:
     age_max_ms: int
     ended_memory_ms: int
     adopt_unknown: bool
+    copied_within_ms: int = COPIED_WITHIN_MS
 
 
 class OrderedRevocation(NamedTuple):
@@ -376,7 +378,7 @@ class Walk:
     def _apply_old_orders(self, stamp: int) -> None:
         if not self._revocations and not self._policies:
             return
-        before = stamp - COPIED_WITHIN_MS
+        before = stamp - self._rules.copied_within_ms
         for order in [order for order in self._revocations.values() if order.at < before]:
             del self._revocations[order.revocation.id]
             self._revoke(order, stamp)

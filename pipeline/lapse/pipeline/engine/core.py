@@ -107,6 +107,11 @@ class PartitionEngine:
         """How many sessions are live."""
         return self.sessions.table.live
 
+    @property
+    def append(self) -> int | None:
+        """The append time of the last applied record, as the broker gave it; None before the first."""
+        return self._append
+
     def next_due_at(self) -> int | None:
         """Return the instant of log time at which something is next to be settled or warned of, or None."""
         return self.sessions.next_due_at(self.clock.stamp)

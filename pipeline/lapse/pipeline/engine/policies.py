@@ -134,8 +134,8 @@ class SessionClasses:
         self.kinds: list[SessionClass] = []
         self.limits: list[Limits] = []
 
-    def take(self, kind: SessionClass) -> int:
-        """Return the number of a class for one more session."""
+    def take(self, kind: SessionClass, sessions: int = 1) -> int:
+        """Return the number of a class for so many more sessions of it."""
         number = self._numbers.get(kind)
         if number is None:
             limits = self._book.limits(kind)
@@ -148,8 +148,12 @@ class SessionClasses:
                 self.limits.append(limits)
                 self._uses.append(0)
             self._numbers[kind] = number
-        self._uses[number] += 1
+        self._uses[number] += sessions
         return number
+
+    def has_room(self, kind: SessionClass, most: int) -> bool:
+        """Return whether a session of this class may come, with at most so many classes in use."""
+        return len(self._numbers) < most or kind in self._numbers
 
     def give_back(self, number: int) -> None:
         """Say that one session of the class is gone."""

@@ -19,11 +19,13 @@ Source: DESIGN.md sections 2 and 3.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from lapse.pipeline.engine.cutoffs import Cutoffs, scope_of
 from lapse.pipeline.engine.effects import Effects
+from lapse.pipeline.engine.endings import make_ending
 from lapse.pipeline.engine.holds import Hold
 from lapse.pipeline.engine.policies import PolicyBook, SessionClass
 from lapse.pipeline.engine.settings import EngineSettings
@@ -42,10 +44,18 @@ from lapse.schemas import (
     ending_id,
 )
 
-__all__ = ["Sessions"]
+__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "VIOLATIONS_UNREPORTED", "Sessions"]
 
 VIOLATORS_MAX = 64
 """Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
+
+VIOLATED_MAX = 100_000
+"""Ended sessions with reported violations, of a partition: with one service each 12 MB, with 64 long names 2 GB."""
+
+REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subject"
+"""Counters of what the bounds refuse: starts, adoptions, and closes of unknown sessions."""
+
+VIOLATIONS_UNREPORTED = "violations_unreported"
 
 
 class Sessions:
@@ -62,6 +72,7 @@ class Sessions:
         self.settled: list[SessionEnded] = []
         """Endings that are settled and not yet released by log time, in the order of their decisions."""
         self.effects = Effects()
+        self._evidence = Evidence(partition=settings.partition, offset=0)  # one for all endings of a record
         self._delayed: set[int] = set()  # slots whose idle ending the present hold delays
         self._forgets: list[tuple[int, int]] = []  # heap of (instant, slot) of ended and barred slots
 
@@ -210,7 +221,10 @@ class Sessions:
             by_limit = started_at + limits.absolute_ms + settings.age_max_ms
             # A limit that was shortened over an old session lies so far back that guards would drop the denial at once.
             deny_until = by_limit if by_limit > stamp else deny_until
-        ending = SessionEnded(
+        evidence = self._evidence
+        if evidence.offset != offset:
+            evidence = self._evidence = Evidence(partition=settings.partition, offset=offset)
+        ending = make_ending(
             id=ending_id(session),
             session=session,
             subject=table.subjects[slot],
@@ -226,7 +240,7 @@ class Sessions:
             policy_version=limits.version,
             revocation=revocation,
             held=held,
-            evidence=Evidence(partition=settings.partition, offset=offset),
+            evidence=evidence,
             deny_until=deny_until,
         )
         table.end(slot, stamp)
@@ -298,8 +312,13 @@ class Sessions:
         if record.policy is not None and not self.book.knows(record.policy):
             self.counters["policies_unknown"] += 1
         slot = table.slot_of.get(record.session)
+        if slot is None and not self._has_room(record.subject, kind):
+            return
         if slot is None or table.state[slot] == BARRED:
             self._begin(record.session, record.subject, kind, LIVE, instant, instant, stamp, offset)
+        elif table.state[slot] == ADOPTED and not self._has_class(kind):
+            self.counters[REFUSED_FULL] += 1
+            self.touch(slot, touch, stamp, sent_at)
         elif table.state[slot] == ADOPTED:
             self._count(slot, touch, stamp, sent_at)
             table.state[slot] = LIVE
@@ -316,14 +335,30 @@ class Sessions:
         if not self.settings.adopt_unknown:
             self.counters["unknown_ignored"] += 1
             return
-        self.counters["sessions_adopted"] += 1
         kind = SessionClass(tenant, service)
+        if session not in self.table.slot_of and not self._has_room(subject, kind):
+            return
+        self.counters["sessions_adopted"] += 1
         instant = stamp - touch.age_ms
         started_at = instant - (touch.session_age_ms or 0)
         known = touch.session_age_ms is not None
         self._begin(
             session, subject, kind, ADOPTED, started_at, instant, stamp, offset, known=known, hold_ms=touch.hold_ms
         )
+
+    def _has_room(self, subject: str, kind: SessionClass) -> bool:
+        """Return whether one more session may be known (docs/adr/0008-bounds.md); count what is refused."""
+        table, bound = self.table, self.settings.sessions_max
+        if table.live >= bound or len(table.slot_of) - table.live >= bound or not self._has_class(kind):
+            self.counters[REFUSED_FULL] += 1
+        elif table.by_subject.has(subject, kind.tenant, self.settings.sessions_per_subject_max):
+            self.counters[REFUSED_SUBJECT] += 1
+        else:
+            return True
+        return False
+
+    def _has_class(self, kind: SessionClass) -> bool:
+        return self.table.classes.has_room(kind, self.settings.classes_max)
 
     def _begin(
         self,
@@ -378,6 +413,9 @@ class Sessions:
         table = self.table
         slot = table.slot_of.get(session)
         if slot is None:
+            if len(table.slot_of) - table.live >= self.settings.sessions_max:
+                self.counters[REFUSED_FULL] += 1
+                return
             slot = table.add(session, subject, tenant, ENDED, instant, stamp)
             heappush(self._forgets, (stamp + self.settings.ended_memory_ms, slot))
         elif table.is_live(slot):
@@ -395,6 +433,9 @@ class Sessions:
         table = self.table
         ended_at = table.last_seen_at[slot]
         if instant <= ended_at + self.settings.violation_after_ms:
+            return
+        if slot not in table.violators and len(table.violators) >= VIOLATED_MAX:
+            self.counters[VIOLATIONS_UNREPORTED] += 1
             return
         services = table.violators.setdefault(slot, [])
         if service in services or len(services) >= VIOLATORS_MAX:
@@ -449,10 +490,10 @@ class Sessions:
     def _covered(self, revocation: Revocation) -> list[int]:
         table, tenant = self.table, revocation.tenant
         if revocation.subject is not None:
-            return [slot for slot in table.by_subject.of(revocation.subject) if table.tenants[slot] == tenant]
+            return table.by_subject.of(revocation.subject, tenant)
         if tenant is not None:
             return [slot for slot in table.live_slots() if table.tenants[slot] == tenant]
-        return list(table.live_slots())
+        return table.live_slots()
 
     def adopt_policy(self, version: int, policy: Policy, stamp: int) -> None:
         """Put a policy in force and derive the due instants of live sessions anew."""
@@ -473,10 +514,22 @@ class Sessions:
 
     def rebuild(self) -> None:
         """Build what is derived, after the table and the cutoffs were loaded."""
-        table = self.table
+        table, grace_ms = self.table, self.settings.grace_ms
         table.index()
+        instants = array("q", [NEVER]) * len(table.state)
+        warning = {number for number, limits in enumerate(table.classes.limits) if limits.warn_before_ms is not None}
+        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
         for slot in table.live_slots():
-            self.wheel.arm(slot, max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0))
+            if table.class_of[slot] in warning or slot in table.warned:
+                instants[slot] = max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0)
+            else:
+                at = last_seen_at[slot] + idle_ms[slot] + grace_ms
+                absolute_due = absolute_due_at[slot]
+                at = min(absolute_due, at)
+                instants[slot] = max(0, at)
+        self.wheel.arm_all(instants)
+        forgets = self._forgets
         for slot, state in enumerate(table.state):
-            if state in (ENDED, BARRED):
-                heappush(self._forgets, (self._forgotten_at(slot), slot))
+            if state >= ENDED:  # or barred
+                forgets.append((self._forgotten_at(slot), slot))
+        heapify(forgets)

@@ -6,7 +6,21 @@ from dataclasses import dataclass, field
 
 from lapse.schemas import AGE_MAX_MS
 
-__all__ = ["EngineSettings"]
+__all__ = ["CLASSES_MAX", "SESSIONS_MAX", "SESSIONS_PER_SUBJECT_MAX", "EngineSettings"]
+
+SESSIONS_MAX = 1_000_000
+"""Live sessions of a partition, and as many remembered ones. 0.4 KB a session (names of 30 characters; measured) are
+400 MB for either; names of 256 characters make it 1 KB. A million users in each of 8 partitions is no estate that a
+partition count of 8 was chosen for."""
+
+SESSIONS_PER_SUBJECT_MAX = 1_000
+"""Live sessions of a subject. People have some ten devices, a machine account some hundred instances. A start walks
+along its subject's sessions: 70 us at a thousand (measured), so a flood under one name passes at 14,000 a second."""
+
+CLASSES_MAX = 16_384
+"""Classes of sessions (tenant, service, policy, attributes, token life) of a partition's live sessions: 0.5 KB each
+with one attribute, 8 MB together; 64 KB each where a record is full of them, 1 GB. New policies are held against
+each, 7 us a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +39,6 @@ class EngineSettings:
     violation_after_ms: int = 2_000
     session_life_max_ms: int = 30 * 86_400_000
     adopt_unknown: bool = True
+    sessions_max: int = SESSIONS_MAX
+    sessions_per_subject_max: int = SESSIONS_PER_SUBJECT_MAX
+    classes_max: int = CLASSES_MAX

@@ -12,8 +12,9 @@ A checkpoint is one transaction, so the latest record of each key belongs to the
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -27,6 +28,7 @@ __all__ = ["MARKER_KEY", "load_snapshot", "save_snapshot"]
 
 MARKER_KEY = b"m"
 _VERSION = 1
+_WHAT_TO_DO = "Restore lapse.state, or delete it together with the group's offsets to rebuild from lapse.activity"
 
 
 def save_snapshot(engine: PartitionEngine) -> Checkpoint:
@@ -62,7 +64,15 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
     value = latest.pop(MARKER_KEY, None)
     if value is None:
         return None
-    marker = orjson.loads(value)
+    try:
+        return _load(engine, latest, orjson.loads(value))
+    except (ValueError, KeyError, IndexError, TypeError, struct.error) as broken:
+        raise InvariantError(
+            f"the state of partition {engine.settings.partition} is unreadable: {broken!r}. {_WHAT_TO_DO}"
+        ) from broken
+
+
+def _load(engine: PartitionEngine, latest: dict[bytes, bytes | None], marker: dict[str, Any]) -> PartitionEngine:
     if marker["version"] != _VERSION:
         raise InvariantError(
             f"the state of partition {engine.settings.partition} has version {marker['version']}, this worker reads "
@@ -70,6 +80,7 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
         )
     sessions = engine.sessions
     sessions.book.load(marker["policies"])
+    sessions.table.grow(marker["chunks"])
     chunks = cutoffs = 0
     for key, value in latest.items():
         if value is None:
@@ -84,8 +95,7 @@ def load_snapshot(engine: PartitionEngine, records: Iterable[tuple[bytes, bytes 
     if (chunks, cutoffs) != (marker["chunks"], marker["cutoffs"]):
         raise InvariantError(
             f"the state of partition {engine.settings.partition} is torn: the marker names {marker['chunks']} chunks "
-            f"and {marker['cutoffs']} cutoffs, the topic has {chunks} and {cutoffs}. Restore lapse.state, or delete it "
-            "together with the group's offsets to rebuild from lapse.activity"
+            f"and {marker['cutoffs']} cutoffs, the topic has {chunks} and {cutoffs}. {_WHAT_TO_DO}"
         )
     sessions.cutoffs.dirty.clear()
     sessions.hold.load(marker["hold"])

@@ -38,7 +38,6 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
 from typing import TypeVar
 
 import orjson
@@ -82,7 +81,7 @@ class SessionTable:
         self.violators: dict[int, list[str]] = {}
         self.warned: dict[int, int] = {}
         """Slots within their warning window, and the due that was warned of, or that time jumped past."""
-        self.by_subject = SubjectIndex(self.subjects)
+        self.by_subject = SubjectIndex(self.subjects, self.tenants)
         """The live slots by subject."""
         self.dirty = bytearray()
         self.live = 0
@@ -176,9 +175,9 @@ class SessionTable:
         """Return whether the slot holds a session that has not ended."""
         return self.state[slot] in (LIVE, ADOPTED)
 
-    def live_slots(self) -> Iterator[int]:
+    def live_slots(self) -> list[int]:
         """Return the slots of all live sessions."""
-        return (slot for slot, state in enumerate(self.state) if state in (LIVE, ADOPTED))
+        return [slot for slot, state in enumerate(self.state) if FREE < state < ENDED]
 
     def _drop_class(self, slot: int) -> None:
         if self.class_of[slot] >= 0:
@@ -238,7 +237,7 @@ class SessionTable:
         }
 
     def load(self, chunk: int, value: bytes) -> None:
-        """Take a chunk of a checkpoint back; each chunk once, in any order, into a new table.
+        """Take a chunk of a checkpoint back; each chunk once, in any order, into a new table that `grow` made large.
 
         Raises:
             InvariantError: the chunk's version is unknown or its bytes do not fit its layout.
@@ -250,7 +249,6 @@ class SessionTable:
                 "run the newer worker"
             )
         first = chunk << CHUNK_SHIFT
-        self._grow_to(first + CHUNK_SLOTS)
         if n == 0:
             return
         started, last_seen, indexes = array("q"), array("q"), array("H")
@@ -273,15 +271,16 @@ class SessionTable:
         for index, tenant in names["t"].items():
             self.tenants[first + int(index)] = tenant
         kinds = [SessionClass(c[0], c[1], c[2], tuple((k, v) for k, v in c[3]), c[4]) for c in names["c"]]
+        numbers = [self.classes.take(kind, indexes.count(index)) for index, kind in enumerate(kinds)]
+        tenants = [self.classes.kinds[number].tenant for number in numbers]
         for slot, index in enumerate(indexes, first):
             if index != _NO_CLASS:
-                number = self.class_of[slot] = self.classes.take(kinds[index])
-                self.tenants[slot] = self.classes.kinds[number].tenant
+                self.class_of[slot] = numbers[index]
+                self.tenants[slot] = tenants[index]
 
-    def _grow_to(self, size: int) -> None:
-        more = size - len(self.sessions)
-        if more <= 0:
-            return
+    def grow(self, chunks: int) -> None:
+        """Make an empty table so large, before the first `load`."""
+        more = chunks << CHUNK_SHIFT
         self.sessions.extend([""] * more)
         self.subjects.extend([""] * more)
         self.tenants.extend([None] * more)
@@ -293,21 +292,30 @@ class SessionTable:
             (self.absolute_due_at, NEVER),
             (self.class_of, -1),
         ):
-            column.extend([empty] * more)
-        self.dirty.extend(bytes((size >> CHUNK_SHIFT) - len(self.dirty)))
+            column.extend(array(column.typecode, [empty]) * more)
+        self.dirty.extend(bytes(chunks))
 
     def index(self) -> None:
         """Build what is derived, after the last `load`: look-ups, limits, free slots, counts."""
-        for slot, state in enumerate(self.state):
-            if state == FREE:
-                self._free.append(slot)
-                continue
-            self.slot_of[self.sessions[slot]] = slot
-            if state in (LIVE, ADOPTED):
-                self.live += 1
-                self.by_subject.add(slot)
-                self.derive(slot)
+        state, class_of, limits = self.state, self.class_of, self.classes.limits
+        idle_ms, absolute_due_at, started_at = self.idle_ms, self.absolute_due_at, self.started_at
+        self._free = [slot for slot, of in enumerate(state) if of == FREE]
         self._free.reverse()
+        self.slot_of = dict(zip(self.sessions, range(len(state)), strict=True))
+        self.slot_of.pop("", None)  # what a free slot has for a reference
+        live = self.live_slots()
+        self.live = len(live)
+        self.by_subject.add_all(live, len(live))
+        idle_of = [NEVER if of.idle_ms is None else of.idle_ms for of in limits]
+        absolute_of = [of.absolute_ms for of in limits]
+        for slot in live:
+            number = class_of[slot]
+            idle_ms[slot] = idle_of[number]
+            absolute = absolute_of[number]
+            if absolute is not None:
+                absolute_due_at[slot] = started_at[slot] + absolute
+        for slot in self.warned:
+            idle_ms[slot] = 0
 
 
 def _within(sparse: dict[int, _V], first: int, last: int) -> dict[str, _V]:

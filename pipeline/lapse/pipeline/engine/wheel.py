@@ -22,6 +22,8 @@ Source: Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (SOSP 1987),
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 __all__ = ["NEVER", "SPOKE_SHIFT", "TimingWheel"]
@@ -34,6 +36,12 @@ SPOKE_SHIFT = 10
 
 _DISARMED = -1
 
+_SLOT = "i"
+"""A spoke's entry: 4 bytes, where a list of ints takes 36. 2**31 slots would be 600 GB of sessions."""
+
+_FEW = 64
+"""So many are taken from the heap one by one; when more are due at one instant, sorting them takes half the time."""
+
 
 class TimingWheel:
     """Slots armed for instants; see the module's theory of operation."""
@@ -42,7 +50,7 @@ class TimingWheel:
 
     def __init__(self) -> None:
         self._armed = array("q")
-        self._spokes: dict[int, list[int]] = {}
+        self._spokes: dict[int, array[int]] = {}
         self._order: list[int] = []  # heap of the numbers of the spokes in use
         self._near: list[tuple[int, int]] = []  # heap of (instant, slot) of opened spokes
         self._opened = -1  # spokes up to this number are opened
@@ -66,12 +74,24 @@ class TimingWheel:
         else:
             waiting = self._spokes.get(spoke)
             if waiting is None:
-                self._spokes[spoke] = [slot]
+                self._spokes[spoke] = array(_SLOT, (slot,))
                 heappush(self._order, spoke)
             else:
                 waiting.append(slot)
         if at < self.next_at:
             self.next_at = at
+
+    def arm_all(self, instants: Sequence[int]) -> None:
+        """Arm every slot of a new wheel at once, slot 0 for the first instant; `NEVER` leaves one disarmed."""
+        self._armed = armed = array("q", instants)
+        spokes: defaultdict[int, list[int]] = defaultdict(list)
+        for slot, at in enumerate(armed):
+            spokes[at >> SPOKE_SHIFT].append(slot)
+        for slot in spokes.pop(NEVER >> SPOKE_SHIFT, ()):
+            armed[slot] = _DISARMED
+        self._spokes = {spoke: array(_SLOT, slots) for spoke, slots in spokes.items()}
+        self._order = sorted(spokes)
+        self.next_at = self._order[0] << SPOKE_SHIFT if self._order else NEVER
 
     def disarm(self, slot: int) -> None:
         """Forget what `slot` is armed for."""
@@ -85,10 +105,16 @@ class TimingWheel:
         armed, near = self._armed, self._near
         due: list[int] = []
         while near and near[0][0] <= now:
-            at, slot = heappop(near)
-            if armed[slot] == at:
-                armed[slot] = _DISARMED
-                due.append(slot)
+            if len(due) == _FEW:
+                came = sorted(entry for entry in near if entry[0] <= now)
+                self._near = near = [entry for entry in near if entry[0] > now]
+                heapify(near)
+            else:
+                came = [heappop(near)]
+            for at, slot in came:
+                if armed[slot] == at:
+                    armed[slot] = _DISARMED
+                    due.append(slot)
         self.next_at = near[0][0] if near else self._order[0] << SPOKE_SHIFT if self._order else NEVER
         return due
 

@@ -13,6 +13,7 @@ be had by restoring. `Fenced` means that another owner is at work; everything el
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -20,6 +21,7 @@ from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from lapse.pipeline.clients import abandon
 from lapse.pipeline.engine import Checkpoint
+from lapse.pipeline.processor import failpoints
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
 
 __all__ = ["CHECKPOINT_DEADLINE_S", "Fenced", "StateWriter", "transactional_id"]
@@ -52,12 +54,21 @@ def transactional_id(group: str, partition: int) -> str:
 class StateWriter:
     """Writes one partition's checkpoints, until another owner starts one for the same partition."""
 
-    def __init__(self, bootstrap: str, topics: TopicNames, group: str, partition: int) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: TopicNames,
+        group: str,
+        partition: int,
+        reach: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Connect nothing yet. `reach` is told of the failpoint within a checkpoint (failpoints.py)."""
         self._topics = topics
         self._group = group
         self._partition = partition
         self._name = transactional_id(group, partition)
         self._failed: Fenced | RuntimeFault | None = None
+        self._reach = reach
         self._producer = AIOKafkaProducer(
             bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
             client_id=self._name,
@@ -120,6 +131,7 @@ class StateWriter:
         if batch.record_count():
             sent.append(await producer.send_batch(batch, self._topics.state, partition=self._partition))
         await asyncio.gather(*sent)
+        self._reach(failpoints.MID_CHECKPOINT)
         offsets = {TopicPartition(self._topics.activity, self._partition): checkpoint.offset}
         if revocations is not None:
             offsets[TopicPartition(self._topics.revocations, self._partition)] = revocations

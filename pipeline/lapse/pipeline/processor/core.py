@@ -24,16 +24,19 @@ as well.
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 from aiokafka import ConsumerRecord
 
+from lapse.pipeline.processor import failpoints, watchdog
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet
+from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.partition import OwnedPartition, WorkerParts
 from lapse.pipeline.processor.restore import restore
 from lapse.pipeline.settings import Settings
@@ -90,6 +93,8 @@ class Core:
             health=health,
             copier=copier,
             metrics=self.metrics,
+            pace=CheckpointPace(settings.checkpoint_interval_ms / 1000),
+            reach=failpoints.arm(os.environ.get(failpoints.VARIABLE)),
         )
         self.metrics.watch_engines(self._engine_numbers)
 
@@ -102,6 +107,8 @@ class Core:
         await self._parts.effects.start()
         await self._parts.control.start()
         self._watch(self._parts.copier.run(), "lapse-copies")
+        name, topic = f"{self._settings.worker}-watchdog", self._parts.topics.activity
+        self._watch(watchdog.watch(self._settings.kafka, name, topic, self._offsets), "lapse-watchdog")
 
     async def assigned(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions. Returns at once: those that are new are restored meanwhile."""
@@ -138,7 +145,7 @@ class Core:
     async def _restore(self, slots: dict[int, _Slot], after: "asyncio.Task[None] | None") -> None:
         if after is not None:
             await asyncio.wait([after])
-        restored = await restore(self._settings, self._parts.worker_key, slots)
+        restored = await restore(self._settings, self._parts.worker_key, slots, self._parts.reach)
         for number, one in restored.items():
             slot = slots[number]
             # It may have been given up meanwhile, and even be owned anew: then another restore brings its state.
@@ -229,6 +236,10 @@ class Core:
 
     def _count_owned(self) -> None:
         self.metrics.owned(sum(slot.partition is not None for slot in self._slots.values()))
+
+    def _offsets(self) -> Mapping[int, int]:
+        owned = {number: slot.partition for number, slot in self._slots.items()}
+        return {number: one.offset for number, one in owned.items() if one is not None}
 
     def _engine_numbers(self) -> Mapping[int, tuple[int, Mapping[str, int]]]:
         owned = {number: slot.partition for number, slot in list(self._slots.items())}

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,6 +17,8 @@ from lapse.pipeline.engine import Effects
 from lapse.schemas import ConfigError, SessionEnded
 
 __all__ = ["EngineNumbers", "Metrics"]
+
+_cause = attrgetter("cause")
 
 EngineNumbers = Callable[[], Mapping[int, tuple[int, Mapping[str, int]]]]
 """By partition: live sessions, and the engine's counters."""
@@ -57,8 +60,8 @@ class Metrics:
         """Count a batch's effects."""
         if effects.endings:
             self._delays.add(effects.endings)
-            for cause, count in Tally(ending.cause.value for ending in effects.endings).items():
-                self._endings.labels(cause).inc(count)
+            for cause, count in Tally(map(_cause, effects.endings)).items():
+                self._endings.labels(cause.value).inc(count)
         self._warnings.inc(len(effects.warnings))
         self._violations.inc(len(effects.violations))
         self._dead_letters.inc(len(effects.dead_letters))

@@ -33,8 +33,9 @@ DELIVERY_DEADLINE_S: Final = 120.0
 _REQUEST_TIMEOUT_MS: Final = 30_000
 
 # The broker's message.max.bytes (1,048,588 by default) bounds a batch; a dead letter of 4096 bytes base64 is the
-# largest record, 6 KiB. 256 KiB hold about 600 endings: a burst of 1000 in a partition is two requests.
-_BATCH_BYTES: Final = 256 * 1024
+# largest record, 6 KiB. 512 KiB hold about 1,100 endings. A partition has one batch under way, so a burst of 12,500 in
+# each is a dozen round trips.
+_BATCH_BYTES: Final = 512 * 1024
 
 
 class Outlet:

@@ -24,14 +24,16 @@ from typing import Any, Final
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
-from lapse.pipeline.processor import clocks
+from lapse.pipeline.processor import clocks, failpoints
 from lapse.pipeline.processor.append_health import AppendHealth
+from lapse.pipeline.processor.bounds import BoundsAlarm
 from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
+from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
 from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
@@ -63,6 +65,8 @@ class WorkerParts:
     health: AppendHealth
     copier: Copier
     metrics: Metrics
+    pace: CheckpointPace
+    reach: Callable[[str], None]
 
 
 class OwnedPartition:
@@ -91,6 +95,7 @@ class OwnedPartition:
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
         self._refuses = False
         self._moved = asyncio.Event()
+        self._bounds = BoundsAlarm(number)
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         log_time = LogTime()
@@ -107,6 +112,10 @@ class OwnedPartition:
             due_at=restored.engine.next_due_at,
             applied=lambda: restored.engine.offset,
         )
+
+    @property
+    def offset(self) -> int:
+        return self._engine.offset
 
     @property
     def live_sessions(self) -> int:
@@ -152,6 +161,7 @@ class OwnedPartition:
             _log.warning("closed; another owner has begun", partition=self.number)
             return False
         finally:
+            self._parts.pace.gave_up(self.number)
             self._parts.copier.disown(self.number)
             self._end_tasks()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -176,11 +186,14 @@ class OwnedPartition:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
         effects = engine.apply(records)  # 1
+        if effects.endings:
+            self._parts.reach(failpoints.BEFORE_PUBLISH)
         await self._publisher.publish(effects)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         await self._publisher.watermark(engine.watermark())
         self._parts.metrics.applied(len(records))
+        self._bounds.look(engine.counters, clocks.mono_ms())
         self._moved.set()
         self._ticker.engine_moved()
 
@@ -235,6 +248,7 @@ class OwnedPartition:
             began = loop.time()
             async with self._checkpointing:
                 await self._checkpoint(CHECKPOINT_DEADLINE_S)
+            interval_s = self._parts.pace.interval_s
             await asyncio.sleep(max(interval_s / 2, began + interval_s - loop.time()))
 
     async def _checkpoint(self, deadline_s: float) -> None:
@@ -248,7 +262,9 @@ class OwnedPartition:
         async with self._lock:
             if self._torn or self._saved == (self._engine.offset, self._parts.copier.copied(self.number)):
                 return
+            cut_ms = clocks.mono_ms()
             checkpoint = self._engine.cut()  # 3
+            self._parts.pace.cut(self.number, (clocks.mono_ms() - cut_ms) / 1000)
             revocations = self._parts.copier.copied(self.number)
             unacknowledged = self._publisher.take_unacknowledged()
         if checkpoint.offset < self._saved[0]:
@@ -257,6 +273,7 @@ class OwnedPartition:
             )
         with self._whole_or_torn():
             await acknowledged(unacknowledged)  # 3
+            self._parts.reach(failpoints.AFTER_ACK_BEFORE_COMMIT)
             await self._writer.write(checkpoint, revocations, deadline_s)  # 4
         self._saved = (checkpoint.offset, revocations)
         self._parts.metrics.checkpointed((clocks.mono_ms() - began_ms) / 1000, len(checkpoint.records))

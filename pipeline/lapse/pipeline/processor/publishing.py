@@ -31,6 +31,10 @@ WATERMARK_INTERVAL_MS: Final = 1_000
 # one for the length of an interval (a burst of them is a few batches).
 _PRUNE_AT: Final = 4_096
 
+# Endings that are written at a time: those of a full slice are one batch (outlet._BATCH_BYTES), some 5 ms of the loop.
+_FIRST_SLICE: Final = 200
+_SLICE: Final = 1_000
+
 
 def dead_letter_key(letter: DeadLetter) -> bytes:
     """Return where the refused record stands: the key of its dead letter."""
@@ -56,7 +60,12 @@ class Publisher:
             RuntimeFault: the producer has failed.
         """
         topics = self._topics
-        await self._append(topics.expiries, [(one.session.encode(), encode(one)) for one in effects.endings])
+        # In slices: the first of a burst go out while the others are still being written.
+        begin, end = 0, _FIRST_SLICE
+        while endings := effects.endings[begin:end]:
+            await self._append(topics.expiries, [(one.session.encode(), encode(one)) for one in endings])
+            await asyncio.sleep(0)
+            begin, end = end, end + _SLICE
         await self._append(topics.warnings, [(one.session.encode(), encode(one)) for one in effects.warnings])
         await self._append(topics.violations, [(one.session.encode(), encode(one)) for one in effects.violations])
         await self._append(topics.dead_letters, [(dead_letter_key(one), encode(one)) for one in effects.dead_letters])

@@ -6,7 +6,7 @@ seeks to a beginning: under the client's default ("latest") such a seek races wi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -17,13 +17,23 @@ from aiokafka.errors import KafkaError
 from lapse.pipeline.clients import abandon
 from lapse.schemas import RuntimeFault
 
-__all__ = ["READ_DEADLINE_S", "committed_offsets", "consuming", "holds_records", "read_range", "read_to_end"]
+__all__ = [
+    "READ_DEADLINE_S",
+    "another_log",
+    "check_input",
+    "committed_offsets",
+    "consuming",
+    "holds_records",
+    "read_range",
+    "read_to_end",
+]
 
 # 1,000,000 sessions with their history are read in 1 to 2 s (measured); a hundred times that is not slow, it hangs.
 READ_DEADLINE_S: Final = 180.0
 _FETCH_BYTES: Final = 8 * 1024 * 1024
 _PEEK_BYTES: Final = 4_096
 _POLL_MS: Final = 500
+_RETRY_S: Final = 0.2
 
 
 @asynccontextmanager
@@ -95,11 +105,7 @@ async def read_range(
         consumer.assign([tp])
         begins = (await consumer.beginning_offsets([tp]))[tp]
         if begins > start and deleted_is_fault:
-            raise RuntimeFault(
-                f"{tp.topic}-{tp.partition} begins at offset {begins}, but the state is of offset {start}: the log was "
-                "deleted before it was applied, and with it activity. Raise the topic's retention; to go on without "
-                "what is lost, delete the state topic and the group's offsets"
-            )
+            raise _deleted(tp, begins, start)
         consumer.seek(tp, max(begins, start))
         patience = _Patience(f"{name}: {tp.topic}-{tp.partition}")
         while await consumer.position(tp) < stop:
@@ -107,6 +113,54 @@ async def read_range(
             found += [record for record in records if record.offset < stop]
             patience.check(progress=bool(records))
     return found
+
+
+async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int, tuple[int, int | None]]) -> None:
+    """Refuse to go on with a log that is not the one, or not the whole one, that the states are of.
+
+    A topic that was deleted and made anew begins at 0 again, and its records are taken for the old ones' successors. It
+    is told by the last applied record: at that offset there is none, or one of another append time.
+
+    Args:
+        bootstrap: servers, host:port, comma separated.
+        name: the client id.
+        topic: of the activity.
+        states: by partition: the next offset to apply, and the append time of the record before it.
+
+    Raises:
+        RuntimeFault: the broker fails; records beyond the state were deleted; the topic was made anew.
+    """
+    tps = {TopicPartition(topic, number): state for number, state in states.items()}
+    if not tps:
+        return
+    async with consuming(bootstrap, name, max_partition_fetch_bytes=_PEEK_BYTES) as consumer:
+        consumer.assign(list(tps))
+        begins = await consumer.beginning_offsets(list(tps))
+        ends = await consumer.end_offsets(list(tps))
+        waiting: dict[TopicPartition, int] = {}
+        for tp, (offset, append) in tps.items():
+            if ends[tp] < offset:
+                raise another_log(topic, tp.partition, offset, f"it ends at offset {ends[tp]}")
+            if begins[tp] > offset:
+                raise _deleted(tp, begins[tp], offset)
+            if begins[tp] < offset and append is not None:
+                consumer.seek(tp, offset - 1)
+                waiting[tp] = append
+        patience = _Patience(f"{name}: {topic}")
+        while waiting:
+            batches = await consumer.getmany(*waiting, timeout_ms=_POLL_MS, max_records=len(waiting))
+            for tp, records in batches.items():
+                offset, append = tps[tp]
+                if (records[0].offset, records[0].timestamp) != (offset - 1, append):
+                    raise another_log(
+                        topic,
+                        tp.partition,
+                        offset,
+                        f"offset {records[0].offset} is of {records[0].timestamp}, "
+                        f"the state's last record, {offset - 1}, at {append}",
+                    )
+                del waiting[tp]
+            patience.check(progress=bool(batches))
 
 
 async def holds_records(bootstrap: str, name: str, tp: TopicPartition, start: int, stop: int) -> bool:
@@ -138,12 +192,37 @@ async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition
     try:
         await admin.start()
         async with asyncio.timeout(READ_DEADLINE_S):
-            found = await admin.list_consumer_group_offsets(group, partitions=tps)
+            while True:
+                try:
+                    found = await admin.list_consumer_group_offsets(group, partitions=tps)
+                    break
+                except KafkaError as moving:
+                    # A coordinator that has just come, or is gone and not replaced yet.
+                    if not moving.retriable:
+                        raise
+                    await asyncio.sleep(_RETRY_S)
     except (KafkaError, TimeoutError) as broken:
         raise RuntimeFault(f"cannot read the committed offsets of group {group}: {broken!r}") from broken
     finally:
         await admin.close()
     return {tp: position.offset for tp, position in found.items() if position.offset >= 0}
+
+
+def another_log(topic: str, partition: int, offset: int, what: str) -> RuntimeFault:
+    """Return the fault of a log that the state is not of."""
+    return RuntimeFault(
+        f"{topic}-{partition} is not the log that the state at offset {offset} is of: {what}. The topic was deleted "
+        "and made anew, or its end was lost. Bring it back; or, to begin anew, delete the state topic and the group's "
+        "offsets and run `lapse topics apply`: sessions that are live now are then adopted at their next touch"
+    )
+
+
+def _deleted(tp: TopicPartition, begins: int, start: int) -> RuntimeFault:
+    return RuntimeFault(
+        f"{tp.topic}-{tp.partition} begins at offset {begins}, but the state is of offset {start}: the log was "
+        "deleted before it was applied, and with it activity. Raise the topic's retention; to go on without "
+        "what is lost, delete the state topic and the group's offsets"
+    )
 
 
 class _Patience:

@@ -2,7 +2,8 @@
 
     run(settings)     checks the topics, starts the core and Faust around it, and returns after a clean stop
 
-It ends in one of three ways: cleanly after SIGTERM or SIGINT, with a last checkpoint of every partition; by an error
+It ends in one of three ways: cleanly after SIGTERM or SIGINT, with a last checkpoint of every partition, handing over
+to the others at once (after SIGHUP it keeps its place in the group for a restart: leaving.py); by an error
 that it raises, having committed nothing since (whoever supervises it starts it again, and it goes on from its last
 checkpoints); or by kill -9, which differs from an error in nothing that matters.
 """
@@ -18,6 +19,7 @@ import structlog
 from lapse.pipeline.operations.topics import WrongTopics, check_topics
 from lapse.pipeline.processor.app import ProcessorApp, build_app
 from lapse.pipeline.processor.core import Core
+from lapse.pipeline.processor.leaving import leave
 from lapse.pipeline.processor.logs import configure_logging
 from lapse.pipeline.settings import Settings
 from lapse.schemas import LapseError, RuntimeFault
@@ -47,8 +49,15 @@ def run(settings: Settings) -> None:
 async def serve(settings: Settings) -> None:
     """Run a worker in this event loop until it is told to stop; see `run`. It takes SIGTERM and SIGINT."""
     enough = asyncio.Event()
+    restarting = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, enough.set)
+
+    def restart() -> None:
+        restarting.set()
+        enough.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, restart)
     problems = await check_topics(settings)
     if problems:
         raise WrongTopics(problems)
@@ -65,6 +74,8 @@ async def serve(settings: Settings) -> None:
     failed = (await asyncio.gather(running, return_exceptions=True))[0]
     error = core.fault or worker.crash_reason or failed
     if error is None:
+        if not restarting.is_set():
+            await leave(settings.kafka, settings.group, settings.worker)
         _log.info("stopped")
     elif isinstance(error, LapseError):
         raise error
