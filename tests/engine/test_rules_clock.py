@@ -197,6 +197,18 @@ def test_an_outage_is_no_step(log: Stepped) -> None:
     assert log.last_seen() == 9500
 
 
+def test_an_outage_of_several_silences_is_no_step(log: Stepped) -> None:
+    """Each record keeps the instant at which it was appended, not that of the decision."""
+    log.up_ms = 0
+    log.add(20_000, started("t"))
+    log.add(30_000, started("u"))
+    log.ticks(30_010, 30_020, 30_030)
+    table = log.engine.sessions.table
+    assert log.engine.waiting == 0
+    assert log.seen.alarms == []
+    assert [table.started_at[table.slot_of[ref(name)]] - T0 for name in "tu"] == [20_000, 30_000]
+
+
 def test_a_checkpoint_holds_nothing_of_what_waits(log: Stepped) -> None:
     """The input is read again from the first record that waits, and the same comes of it."""
     log.off = HOUR

@@ -15,10 +15,12 @@ owner ticks at once while anything waits, so that normally three appends decide 
 
     stamps were right    the records up to the tick that was decided about are applied as if they came now, with their
                          own stamps, and the late are late; those after it are looked at anew
-    there was a step     (or, where more than one is suspicious, two may have cancelled each other) nobody can tell when
-                         between the first of them and the decision each record came. So each is given the benefit of
-                         the doubt: its stamp is the end of that time, and it is judged by the beginning. Sessions live
-                         longer by that, at most, and none ends early.
+    there was a step     nobody can tell when between the first of them and the decision each record came. So each is
+                         given the benefit of the doubt: its stamp is the end of that time, and it is judged by the
+                         beginning. Sessions live longer by that, at most, and none ends early.
+
+Several jumps are no step: an outage of the log has many. Two steps that cancel each other between two ticks are one of
+the things that cannot be seen (docs/adr/0006), unless append times fall: that is always taken for a step.
 
 What waits is bounded by WAITING_BYTES_MAX. Beyond it (no owner has ticked for long) waiting ends without a decision:
 where records only may have been late, their stamps are believed, for a step has not been seen; else stamps are
@@ -59,7 +61,6 @@ class Outcome(NamedTuple, Generic[R]):
         anew: the records after them, which are to be looked at anew.
         decision: None: there was none, and too much waits.
         clock: the clock that has read ahead to the last of both.
-        even: whether their stamps are right.
         suspicious: whether any of them was.
     """
 
@@ -67,13 +68,12 @@ class Outcome(NamedTuple, Generic[R]):
     anew: Sequence[R]
     decision: Decision | None
     clock: LogClock
-    even: bool
     suspicious: bool
 
     @property
     def stamp(self) -> int | None:
         """The stamp that all of them get, since theirs are wrong; None: they have their own."""
-        return None if self.decision is None or self.even else self.decision.stamp
+        return None if self.decision is None or self.decision.alarm is None else self.decision.stamp
 
 
 class Waiting(Generic[R]):
@@ -86,7 +86,7 @@ class Waiting(Generic[R]):
         self.epoch = epoch
         """The highest epoch of a tick, those that wait included."""
         self._tick_of = tick_of
-        self._suspicions = 0
+        self._suspicious = False
         self._bytes = 0
         self._ticked = 0  # so many records stand up to the latest tick of the present owner
 
@@ -94,8 +94,7 @@ class Waiting(Generic[R]):
         """Let one more record wait; return what the clock has decided with it, if it has."""
         self.records.append(record)
         self._bytes += len(record.value or b"")
-        if self.clock.suspicious(record.timestamp):
-            self._suspicions += 1
+        self._suspicious |= self.clock.suspicious(record.timestamp)
         self.clock.record(record.timestamp)
         tick = self._tick_of(record)
         if tick is not None and tick.epoch >= self.epoch:
@@ -111,7 +110,5 @@ class Waiting(Generic[R]):
         return None
 
     def _outcome(self, decided: int, decision: Decision | None) -> Outcome[R]:
-        records, suspicions = self.records, self._suspicions
-        # Suspicious more than once: that the clock is right now does not say that it was all the while.
-        even = decision is not None and decision.alarm is None and suspicions <= 1
-        return Outcome(records[:decided], records[decided:], decision, self.clock, even, suspicions > 0)
+        records = self.records
+        return Outcome(records[:decided], records[decided:], decision, self.clock, self._suspicious)
