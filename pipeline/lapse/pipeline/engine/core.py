@@ -17,8 +17,10 @@ After the batch, endings that log time has reached are released. `apply` never r
 dead letter. Any other exception is a fault of the engine; the caller must then drop the engine, since a batch may be
 half applied.
 
-The hot path is written out in `apply` and, for packed touches, in `_packed`: a touch of a known, live session, in
-time by the columns alone, which moves `last_seen_at` and nothing else. Everything else goes the long way."""
+The hot path is a touch of a known, live session, in time by the columns alone, which moves `last_seen_at` and nothing
+else. Records of one append time are decoded together, and such touches among them applied together (hot_path.py); from
+the first other record on one by one, where the hot path is written out in `_one_by_one` and `_packed`. Everything else
+goes the long way."""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from typing import Any, Protocol
 import orjson
 
 from lapse.pipeline.engine.effects import Checkpoint, Effects, Forward
-from lapse.pipeline.engine.fast_decode import NotPlain, PackedRow, PlainPacked, PlainTouch, decode_plain
+from lapse.pipeline.engine.fast_decode import PackedRow, Plain, PlainPacked, PlainTouch, decode_each
+from lapse.pipeline.engine.hot_path import FEW, TOGETHER, touch_together
 from lapse.pipeline.engine.log_clock import AppendClock, LogClock
 from lapse.pipeline.engine.sessions import Sessions
 from lapse.pipeline.engine.settings import EngineSettings
@@ -37,7 +40,6 @@ from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
 from lapse.pipeline.engine.table import BARRED, ENDED
 from lapse.pipeline.engine.touch import Touch
 from lapse.schemas import (
-    RECORD_BYTES_MAX,
     ActivityRecord,
     BadRecord,
     ClockTick,
@@ -73,6 +75,16 @@ class LogRecord(Protocol):
 
     @property
     def value(self) -> bytes | None: ...
+
+
+def _run(records: Sequence[LogRecord], begin: int) -> Sequence[LogRecord]:
+    """Return the records from `begin` on that have one append time, at most TOGETHER of them."""
+    run = records[begin : begin + TOGETHER]
+    appends = [record.timestamp for record in run]
+    first = appends[0]
+    if appends.count(first) == len(run):
+        return run
+    return run[: next(index for index, append in enumerate(appends) if append != first)]
 
 
 class PartitionEngine:
@@ -129,21 +141,34 @@ class PartitionEngine:
             records = [record for record in records if record.offset >= self.offset]
         if not records:
             return effects
+        done = 0
+        while done < len(records):
+            run = _run(records, done)
+            if run[0].timestamp != self._append:
+                self._advance(run[0].timestamp)
+            self._apply_run(run, self.clock.stamp)
+            done += len(run)
+        self.offset = records[-1].offset + 1
+        self._release(effects)
+        return effects
+
+    def _apply_run(self, run: Sequence[LogRecord], stamp: int) -> None:
+        """Apply records of one append time: those that can be together, the rest one by one."""
+        touches = decode_each([record.value for record in run])
+        done = 0
+        if len(run) >= FEW and stamp < self.sessions.next_at:
+            done = touch_together(self.sessions.table, touches, stamp, self.settings.age_max_ms)
+        if done < len(run):
+            self._one_by_one(run[done:], touches[done:], stamp)
+
+    def _one_by_one(self, run: Sequence[LogRecord], touches: Sequence[Plain | None], stamp: int) -> None:
+        sessions = self.sessions
         table = sessions.table
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
+        last_seen_at, live_until = table.last_seen_at, table.live_until
         dirty, age_max = table.dirty, self.settings.age_max_ms
-        append, stamp, next_at = self._append, self.clock.stamp, sessions.next_at
-        for record in records:
-            if record.timestamp != append:
-                append = record.timestamp
-                stamp = self._advance(append)
-                next_at = sessions.next_at
-            value = record.value
-            try:
-                touch = decode_plain(value)  # type: ignore[arg-type]  # a null value raises TypeError, which is caught
-            except (*NotPlain, TypeError):
-                touch = None
+        next_at = sessions.next_at
+        for record, touch in zip(run, touches, strict=True):
             if touch.__class__ is PlainTouch:
                 if stamp >= next_at:
                     sessions.settle(stamp, record.offset)
@@ -153,31 +178,25 @@ class PartitionEngine:
                     slot is not None
                     and subjects[slot] == touch.subject
                     and tenants[slot] == touch.tenant
-                    and stamp < (last_seen := last_seen_at[slot]) + idle_ms[slot]
-                    and stamp < absolute_due_at[slot]
+                    and (stamp < live_until[slot] or stamp < table.renew(slot))
                     and 0 <= (age := touch.age_ms) <= age_max
                     and touch.since_ms is None
                     and touch.pause_ms is None
                     and touch.hold_ms is None
-                    and len(value) <= RECORD_BYTES_MAX  # type: ignore[arg-type]  # it was decoded, so it is bytes
                 ):
                     instant = stamp - age
-                    if instant > last_seen:
+                    if instant > last_seen_at[slot]:
                         last_seen_at[slot] = instant
                         dirty[slot >> 6] = 1
                     continue
-            self._offset, self._value = record.offset, value
-            if touch.__class__ is PlainPacked and len(value) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # as above
+            self._offset, self._value = record.offset, record.value
+            if touch.__class__ is PlainPacked:
                 if stamp >= next_at:
                     sessions.settle(stamp, record.offset)
                 self._packed(touch, stamp)
             else:
                 self._other(stamp, next_at)
             next_at = sessions.next_at
-        self._append = append
-        self.offset = records[-1].offset + 1
-        self._release(effects)
-        return effects
 
     # 1. Time
 
@@ -338,24 +357,24 @@ class PartitionEngine:
     # Packed touches
 
     def _packed(self, record: PlainPacked, stamp: int) -> None:
-        table = self.sessions.table
+        rows, table = record.touches, self.sessions.table
+        done = touch_together(table, rows, stamp, self.settings.age_max_ms) if len(rows) >= FEW else 0
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
+        last_seen_at, live_until = table.last_seen_at, table.live_until
         dirty, age_max = table.dirty, self.settings.age_max_ms
-        for index, row in enumerate(record.touches):
+        for index, row in enumerate(rows[done:], done):
             slot = slot_of(row.session)
             if (
                 slot is not None
                 and subjects[slot] == row.subject
                 and tenants[slot] == row.tenant
-                and stamp < (last_seen := last_seen_at[slot]) + idle_ms[slot]
-                and stamp < absolute_due_at[slot]
+                and (stamp < live_until[slot] or stamp < table.renew(slot))
                 and 0 <= (age := row.age_ms) <= age_max
                 and row.since_ms is None
                 and row.pause_ms is None
             ):
                 instant = stamp - age
-                if instant > last_seen:
+                if instant > last_seen_at[slot]:
                     last_seen_at[slot] = instant
                     dirty[slot >> 6] = 1
             else:

@@ -165,7 +165,7 @@ class Sessions:
                     )
                 )
             table.warned[slot] = due
-            table.idle_ms[slot] = 0
+            table.live_until[slot] = 0
             table.touch_chunk(slot)
         self.wheel.arm(slot, self._target(slot, stamp))
 
@@ -518,15 +518,12 @@ class Sessions:
         table.index()
         instants = array("q", [NEVER]) * len(table.state)
         warning = {number for number, limits in enumerate(table.classes.limits) if limits.warn_before_ms is not None}
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
+        live_until, absolute_due_at = table.live_until, table.absolute_due_at
         for slot in table.live_slots():
             if table.class_of[slot] in warning or slot in table.warned:
                 instants[slot] = max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0)
             else:
-                at = last_seen_at[slot] + idle_ms[slot] + grace_ms
-                absolute_due = absolute_due_at[slot]
-                at = min(absolute_due, at)
-                instants[slot] = max(0, at)
+                instants[slot] = max(min(live_until[slot] + grace_ms, absolute_due_at[slot]), 0)
         self.wheel.arm_all(instants)
         forgets = self._forgets
         for slot, state in enumerate(table.state):
