@@ -215,7 +215,7 @@ class PartitionEngine:
         released = 0
         while released < len(settled) and settled[released].decided_at <= time:
             released += 1
-        effects.endings = settled[:released]
+        effects.endings.extend(settled[:released])
         del settled[:released]
 
     # 2. to 4. Records that go the long way

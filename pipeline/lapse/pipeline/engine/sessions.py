@@ -25,7 +25,7 @@ from heapq import heapify, heappop, heappush
 
 from lapse.pipeline.engine.cutoffs import Cutoffs, scope_of
 from lapse.pipeline.engine.effects import Effects
-from lapse.pipeline.engine.endings import make_ending
+from lapse.pipeline.engine.endings import Decided
 from lapse.pipeline.engine.holds import Hold
 from lapse.pipeline.engine.policies import PolicyBook, SessionClass
 from lapse.pipeline.engine.settings import EngineSettings
@@ -37,7 +37,6 @@ from lapse.schemas import (
     Evidence,
     Policy,
     Revocation,
-    SessionEnded,
     SessionExpiring,
     SessionStarted,
     Violation,
@@ -57,6 +56,8 @@ REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subje
 
 VIOLATIONS_UNREPORTED = "violations_unreported"
 
+_decided = tuple.__new__  # a named tuple, without the function call that its own constructor is
+
 
 class Sessions:
     """The sessions of one partition and their rules. Stamps and instants are epoch ms of the log's scale."""
@@ -69,7 +70,7 @@ class Sessions:
         self.cutoffs = Cutoffs(settings.session_life_max_ms)
         self.hold = Hold(settings.gap_ms, settings.gap_grace_ms)
         self.counters: Counter[str] = Counter()
-        self.settled: list[SessionEnded] = []
+        self.settled: list[Decided] = []
         """Endings that are settled and not yet released by log time, in the order of their decisions."""
         self.effects = Effects()
         self._evidence = Evidence(partition=settings.partition, offset=0)  # one for all endings of a record
@@ -108,7 +109,7 @@ class Sessions:
 
     def settle(self, stamp: int, offset: int) -> None:
         """End what is over at this stamp, warn of what soon will be, forget what has been remembered long enough."""
-        endings: list[SessionEnded] = []
+        endings: list[Decided] = []
         warnings: list[SessionExpiring] = []
         for slot in self.wheel.expire(stamp):
             self._look_at(slot, stamp, offset, endings, warnings)
@@ -128,7 +129,7 @@ class Sessions:
         self._delayed.clear()
 
     def _look_at(
-        self, slot: int, stamp: int, offset: int, endings: list[SessionEnded], warnings: list[SessionExpiring]
+        self, slot: int, stamp: int, offset: int, endings: list[Decided], warnings: list[SessionExpiring]
     ) -> None:
         table, hold = self.table, self.hold
         idle_due = table.idle_due_at(slot)
@@ -211,7 +212,7 @@ class Sessions:
         *,
         revocation: str | None = None,
         held: bool = False,
-    ) -> SessionEnded:
+    ) -> Decided:
         table, settings = self.table, self.settings
         limits = table.classes.limits[table.class_of[slot]]
         started_at = table.started_at[slot]
@@ -224,29 +225,28 @@ class Sessions:
         evidence = self._evidence
         if evidence.offset != offset:
             evidence = self._evidence = Evidence(partition=settings.partition, offset=offset)
-        ending = make_ending(
-            id=ending_id(session),
-            session=session,
-            subject=table.subjects[slot],
-            tenant=table.tenants[slot],
-            cause=cause,
-            started_at=started_at,
-            last_seen_at=table.last_seen_at[slot],
-            due_at=due_at,
-            decided_at=stamp,
-            idle_ms=limits.idle_ms,
-            absolute_ms=limits.absolute_ms,
-            policy=limits.policy,
-            policy_version=limits.version,
-            revocation=revocation,
-            held=held,
-            evidence=evidence,
-            deny_until=deny_until,
+        decided = _decided(
+            Decided,
+            (
+                session,
+                table.subjects[slot],
+                table.tenants[slot],
+                cause,
+                started_at,
+                table.last_seen_at[slot],
+                due_at,
+                stamp,
+                limits,
+                revocation,
+                held,
+                evidence,
+                deny_until,
+            ),
         )
         table.end(slot, stamp)
         self.wheel.disarm(slot)
         heappush(self._forgets, (stamp + settings.ended_memory_ms, slot))
-        return ending
+        return decided
 
     def _forget(self, stamp: int) -> None:
         table, forgets = self.table, self._forgets

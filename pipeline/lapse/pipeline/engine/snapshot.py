@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from lapse.pipeline.engine.effects import Checkpoint
+from lapse.pipeline.engine.endings import Endings, decided_of
 from lapse.schemas import InvariantError, SessionEnded
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def save_snapshot(engine: PartitionEngine) -> Checkpoint:
         "hold": sessions.hold.save(),
         "policies": sessions.book.save(),
         "origins": [[partition, *origin] for partition, origin in engine.origins.items()],
-        "settled": [ending.model_dump(mode="json") for ending in sessions.settled],
+        "settled": [ending.model_dump(mode="json") for ending in Endings(sessions.settled)],
         "chunks": len(sessions.table.dirty),
         "cutoffs": len(cutoffs),
     }
@@ -99,7 +100,9 @@ def _load(engine: PartitionEngine, latest: dict[bytes, bytes | None], marker: di
         )
     sessions.cutoffs.dirty.clear()
     sessions.hold.load(marker["hold"])
-    sessions.settled = [SessionEnded.model_validate_json(orjson.dumps(ending)) for ending in marker["settled"]]
+    sessions.settled = [
+        decided_of(SessionEnded.model_validate_json(orjson.dumps(ending))) for ending in marker["settled"]
+    ]
     engine.offset, engine.epoch, engine._append = marker["offset"], marker["epoch"], marker["append"]
     engine.clock.load(marker["clock"])
     engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}

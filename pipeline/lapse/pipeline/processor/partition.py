@@ -67,6 +67,8 @@ class WorkerParts:
     metrics: Metrics
     pace: CheckpointPace
     reach: Callable[[str], None]
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a batch is applied, and until the first endings of a burst are out. Nobody waits for it otherwise."""
 
 
 class OwnedPartition:
@@ -185,10 +187,12 @@ class OwnedPartition:
         if records[0].offset > engine.offset:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
-        effects = engine.apply(records)  # 1
-        if effects.endings:
-            self._parts.reach(failpoints.BEFORE_PUBLISH)
-        await self._publisher.publish(effects)  # 2
+        async with self._parts.turn:
+            effects = engine.apply(records)  # 1
+            if effects.endings:
+                self._parts.reach(failpoints.BEFORE_PUBLISH)
+            out = await self._publisher.publish_first(effects)  # 2
+        await self._publisher.publish(effects, out)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         await self._publisher.watermark(engine.watermark())
