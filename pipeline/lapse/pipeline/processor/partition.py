@@ -38,6 +38,7 @@ from lapse.pipeline.processor.publishing import Publisher
 from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
 from lapse.pipeline.processor.ticks import Ticker
+from lapse.pipeline.processor.turns import Turns
 from lapse.pipeline.settings import Settings
 from lapse.schemas import InvariantError, TopicNames
 
@@ -67,8 +68,7 @@ class WorkerParts:
     metrics: Metrics
     pace: CheckpointPace
     reach: Callable[[str], None]
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a batch is applied, and until the first endings of a burst are out. Nobody waits for it otherwise."""
+    turns: Turns = field(default_factory=Turns)
 
 
 class OwnedPartition:
@@ -187,12 +187,11 @@ class OwnedPartition:
         if records[0].offset > engine.offset:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
-        async with self._parts.turn:
+        async with self._parts.turns.taken() as leave:
             effects = engine.apply(records)  # 1
             if effects.endings:
                 self._parts.reach(failpoints.BEFORE_PUBLISH)
-            out = await self._publisher.publish_first(effects)  # 2
-        await self._publisher.publish(effects, out)  # 2
+            await self._publisher.publish(effects, first_out=leave)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         await self._publisher.watermark(engine.watermark())

@@ -5,9 +5,8 @@ This is step 2 of the order of effects (core.py). Endings and watermarks go to t
 them before the watermark that vouches for them. One idempotent producer keeps that order in the log; sends come from
 the partition's own task alone, under its lock.
 
-In a burst (many sessions of all partitions due at one instant) the first endings must not wait for those of other
-partitions to be decided and written: a worker's partitions take turns (partition.py), and each turn ends when its first
-endings are out (`publish_first`). The rest follows in slices, those of all partitions side by side.
+The first endings of a burst go out before anything else is done (turns.py); the rest follows in slices, those of all
+partitions side by side.
 
 A watermark goes out at most once a second (WATERMARK_INTERVAL_MS): ticks come once a second, so also in silence.
 
@@ -16,7 +15,7 @@ and waits for it (step 3), so that no state is saved that has forgotten an endin
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from aiokafka.structs import RecordMetadata
@@ -25,6 +24,7 @@ from lapse.pipeline.engine import Effects
 from lapse.pipeline.processor import clocks
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet
+from lapse.pipeline.processor.turns import HEAD_START_S
 from lapse.schemas import DeadLetter, SessionEnded, TopicNames, Watermark, encode
 
 __all__ = ["WATERMARK_INTERVAL_MS", "WATERMARK_KEY", "Publisher", "dead_letter_key"]
@@ -39,9 +39,6 @@ _PRUNE_AT: Final = 4_096
 # Endings that are written at a time: those of a full slice are one batch (outlet._BATCH_BYTES), some 5 ms of the loop.
 _FIRST_SLICE: Final = 200
 _SLICE: Final = 1_000
-
-# An append takes some 3 ms. Where a broker does not answer, the other partitions must not wait for it.
-_HEAD_START_S: Final = 0.025
 
 
 def dead_letter_key(letter: DeadLetter) -> bytes:
@@ -61,26 +58,23 @@ class Publisher:
         self._as_of = -1
         self._next_watermark_ms = clocks.mono_ms()
 
-    async def publish_first(self, effects: Effects) -> int:
-        """Hand over the first endings of a burst and let them get out; return how many that were.
+    async def publish(self, effects: Effects, first_out: Callable[[], None] = lambda: None) -> None:
+        """Hand over a batch's endings, warnings, violations and dead letters, in this order.
 
-        Raises:
-            RuntimeFault: the producer has failed.
-        """
-        if len(effects.endings) <= _FIRST_SLICE:
-            return 0
-        sent = await self._append_endings(effects.endings[:_FIRST_SLICE])
-        await asyncio.wait(sent, timeout=_HEAD_START_S)
-        return _FIRST_SLICE
-
-    async def publish(self, effects: Effects, begin: int = 0) -> None:
-        """Hand over a batch's endings from `begin` on, warnings, violations and dead letters, in this order.
+        Args:
+            effects: of the batch.
+            first_out: called when its first endings are out, or have had HEAD_START_S for it.
 
         Raises:
             RuntimeFault: the producer has failed.
         """
         topics = self._topics
-        # In slices: those of a burst go out while the others are still being written.
+        # In slices: the first of a burst go out while the others are still being written.
+        begin = 0
+        if len(effects.endings) > _FIRST_SLICE:
+            begin = _FIRST_SLICE
+            await self._append_first(effects.endings[:begin], first_out)
+        first_out()
         while endings := effects.endings[begin : begin + _SLICE]:
             await self._append_endings(endings)
             await asyncio.sleep(0)
@@ -111,6 +105,13 @@ class Publisher:
         taken = self._unacknowledged
         self._unacknowledged = []
         return taken
+
+    async def _append_first(self, endings: Sequence[SessionEnded], first_out: Callable[[], None]) -> None:
+        enough = asyncio.get_running_loop().call_later(HEAD_START_S, first_out)
+        try:
+            await asyncio.wait(await self._append_endings(endings), timeout=HEAD_START_S)
+        finally:
+            enough.cancel()
 
     async def _append_endings(self, endings: Sequence[SessionEnded]) -> "list[asyncio.Future[RecordMetadata]]":
         return await self._append(self._topics.expiries, [(one.session.encode(), encode(one)) for one in endings])
