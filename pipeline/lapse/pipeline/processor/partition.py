@@ -130,6 +130,7 @@ class OwnedPartition:
     def start(self) -> None:
         """Begin to apply, copy, tick, forward and checkpoint."""
         self._parts.copier.own(self.number, self._restored.revocations)
+        self._parts.pace.begin(self.number, self.live_sessions)
         self._spawn("apply", self._apply_all())
         self._spawn("forward", self._forwarder.run())
         self._spawn("tick", self._tick_all())
@@ -241,7 +242,7 @@ class OwnedPartition:
                     return
 
     async def _checkpoint_all(self) -> None:
-        interval_s = self._parts.settings.checkpoint_interval_ms / 1000
+        interval_s = self._parts.pace.interval_s
         # Staggered: each partition has its own moment of the interval, so that one checkpoint is written at a time.
         await asyncio.sleep(
             interval_s * (self.number % self._parts.settings.partitions + 1) / self._parts.settings.partitions
