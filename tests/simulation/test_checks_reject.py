@@ -108,20 +108,21 @@ def test_a_setting_that_is_off_by_one_millisecond_is_found(setting: str, by: int
 
 def _ending(change: Callable[[Any], Any]) -> Callable[[Effects], None]:
     def wrong(effects: Effects) -> None:
-        effects.endings[-1:] = [change(ending) for ending in effects.endings[-1:]]
+        decided = effects.endings.decided
+        decided[-1:] = [change(ending) for ending in decided[-1:]]
 
     return wrong
 
 
 SAYINGS: dict[str, Callable[[Effects], Any]] = {
-    "an ending twice": lambda effects: effects.endings.extend(effects.endings[:1]),
-    "an ending less": lambda effects: effects.endings.__delitem__(slice(0, 1)),
-    "endings in another order": lambda effects: effects.endings.reverse(),
-    "due later by one": _ending(lambda e: e.model_copy(update={"due_at": e.due_at + 1})),
-    "decided earlier by one": _ending(lambda e: e.model_copy(update={"decided_at": e.decided_at - 1})),
-    "never held": _ending(lambda e: e.model_copy(update={"held": False})),
-    "denied shorter by one": _ending(lambda e: e.model_copy(update={"deny_until": e.deny_until - 1})),
-    "another revocation": _ending(lambda e: e.model_copy(update={"revocation": e.revocation and "r-0"})),
+    "an ending twice": lambda effects: effects.endings.extend(effects.endings.decided[:1]),
+    "an ending less": lambda effects: effects.endings.decided.__delitem__(slice(0, 1)),
+    "endings in another order": lambda effects: effects.endings.decided.reverse(),
+    "due later by one": _ending(lambda e: e._replace(due_at=e.due_at + 1)),
+    "decided earlier by one": _ending(lambda e: e._replace(decided_at=e.decided_at - 1)),
+    "never held": _ending(lambda e: e._replace(held=False)),
+    "denied shorter by one": _ending(lambda e: e._replace(deny_until=e.deny_until - 1)),
+    "another revocation": _ending(lambda e: e._replace(revocation=e.revocation and "r-0")),
     "no warnings": lambda effects: effects.warnings.clear(),
     "no violations": lambda effects: effects.violations.clear(),
     "a dead letter less": lambda effects: effects.dead_letters.__delitem__(slice(0, 1)),

@@ -20,8 +20,10 @@ if it had not read them, and a checkpoint holds nothing of them.
 `apply` never raises on bad input: that becomes a dead letter. Any other exception is a fault of the engine; the caller
 must then drop the engine, since a batch may be half applied.
 
-The hot path is written out in `apply` and, for packed touches, in `_packed`: a touch of a known, live session, in
-time by the columns alone, which moves `last_seen_at` and nothing else. Everything else goes the long way."""
+The hot path is a touch of a known, live session, in time by the columns alone, which moves `last_seen_at` and nothing
+else. Records of one append time are decoded together, and such touches among them applied together (hot_path.py); from
+the first other record on one by one, where the hot path is written out in `_one_by_one` and `_packed`. Everything else
+goes the long way."""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from typing import Protocol
 
 from lapse.pipeline.engine.append_clock import AppendClock
 from lapse.pipeline.engine.effects import Checkpoint, Effects
-from lapse.pipeline.engine.fast_decode import NotPlain, PlainPacked, PlainTouch, decode_plain
+from lapse.pipeline.engine.fast_decode import Plain, PlainPacked, PlainTouch, decode_each
+from lapse.pipeline.engine.hot_path import FEW, TOGETHER, touch_together
 from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock, LogClock
 from lapse.pipeline.engine.meanings import RecordMeanings
 from lapse.pipeline.engine.sessions import Undecided
@@ -39,7 +42,6 @@ from lapse.pipeline.engine.settings import EngineSettings
 from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
 from lapse.pipeline.engine.waiting import Outcome, Waiting
 from lapse.schemas import (
-    RECORD_BYTES_MAX,
     BadRecord,
     ClockTick,
     parse_activity,
@@ -60,6 +62,16 @@ class LogRecord(Protocol):
 
     @property
     def value(self) -> bytes | None: ...
+
+
+def _of_one_append_time(records: Sequence[LogRecord], begin: int) -> Sequence[LogRecord]:
+    """Return the records from `begin` on that have one append time, at most TOGETHER of them."""
+    run = records[begin : begin + TOGETHER]
+    appends = [record.timestamp for record in run]
+    first = appends[0]
+    if appends.count(first) == len(run):
+        return run
+    return run[: next(index for index, append in enumerate(appends) if append != first)]
 
 
 class PartitionEngine(RecordMeanings):
@@ -143,26 +155,38 @@ class PartitionEngine(RecordMeanings):
 
     def _run(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
         """Apply records up to the first that has to wait; return that and those after it."""
-        sessions, clock = self.sessions, self.clock
+        done = 0
+        while done < len(records):
+            run = _of_one_append_time(records, done)
+            if not self._advance(run[0].timestamp):
+                return self._begin_to_wait(records[done:])
+            applied = self._apply_run(run)
+            done += applied
+            if applied < len(run):
+                if applied == 0:
+                    self._append = self._append_before
+                return self._begin_to_wait(records[done:])
+        return ()
+
+    def _apply_run(self, run: Sequence[LogRecord]) -> int:
+        """Apply records of one append time up to the first that has to wait, and return how many those are.
+
+        As many as can be are applied together, the rest one by one.
+        """
+        touches = decode_each([record.value for record in run])
+        done = 0
+        if len(run) >= FEW and self.clock.time < self.sessions.next_at:
+            done = touch_together(self.sessions.table, touches, self.stamp, self.settings.age_max_ms)
+        return done if done == len(run) else done + self._one_by_one(run[done:], touches[done:])
+
+    def _one_by_one(self, run: Sequence[LogRecord], touches: Sequence[Plain | None]) -> int:
+        sessions, clock, stamp = self.sessions, self.clock, self.stamp
         table = sessions.table
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
+        last_seen_at, live_until = table.last_seen_at, table.live_until
         dirty, age_max = table.dirty, self.settings.age_max_ms
-        append, stamp, time, next_at = None, self.stamp, clock.time, sessions.next_at
-        first = -1  # offset of the first record with this append time
-        rest = iter(records)
-        for record in rest:
-            if record.timestamp != append:
-                append = record.timestamp
-                if not self._advance(append):
-                    return self._begin_to_wait([record, *rest])
-                first = record.offset
-                stamp, time, next_at = self.stamp, clock.time, sessions.next_at
-            value = record.value
-            try:
-                touch = decode_plain(value)  # type: ignore[arg-type]  # a null value raises TypeError, which is caught
-            except (*NotPlain, TypeError):
-                touch = None
+        time, next_at = clock.time, sessions.next_at
+        for index, (record, touch) in enumerate(zip(run, touches, strict=True)):
             if touch.__class__ is PlainTouch:
                 if time >= next_at:
                     sessions.settle(stamp, record.offset)
@@ -172,22 +196,20 @@ class PartitionEngine(RecordMeanings):
                     slot is not None
                     and subjects[slot] == touch.subject
                     and tenants[slot] == touch.tenant
-                    and stamp < (last_seen := last_seen_at[slot]) + idle_ms[slot]
-                    and stamp < absolute_due_at[slot]
+                    and (stamp < live_until[slot] or stamp < table.renew(slot))
                     and 0 <= (age := touch.age_ms) <= age_max
                     and touch.since_ms is None
                     and touch.pause_ms is None
                     and touch.hold_ms is None
-                    and len(value) <= RECORD_BYTES_MAX  # type: ignore[arg-type]  # it was decoded, so it is bytes
                 ):
                     instant = stamp - age
-                    if instant > last_seen:
+                    if instant > last_seen_at[slot]:
                         last_seen_at[slot] = instant
                         dirty[slot >> 6] = 1
                     continue
-            self._offset, self._value = record.offset, value
+            self._offset, self._value = record.offset, record.value
             try:
-                if touch.__class__ is PlainPacked and len(value) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # as above
+                if touch.__class__ is PlainPacked:
                     if time >= next_at:
                         sessions.settle(stamp, record.offset)
                     self._packed(touch, stamp)
@@ -195,11 +217,9 @@ class PartitionEngine(RecordMeanings):
                     self._other(stamp)
                     time = clock.time
             except Undecided:
-                if record.offset == first:
-                    self._append = self._append_before
-                return self._begin_to_wait([record, *rest])
+                return index
             next_at = sessions.next_at
-        return ()
+        return len(run)
 
     # 1. Time
 

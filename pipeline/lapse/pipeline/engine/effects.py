@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lapse.pipeline.engine.endings import Endings
 from lapse.pipeline.engine.log_clock import ClockAlarm
-from lapse.schemas import DeadLetter, SessionEnded, SessionExpiring, Violation
+from lapse.schemas import DeadLetter, SessionExpiring, Violation
 
 __all__ = ["Checkpoint", "Effects", "Forward"]
 
@@ -30,7 +31,7 @@ class Forward(NamedTuple):
 class Effects:
     """What one batch brought about, each list in the order in which it came about."""
 
-    endings: list[SessionEnded] = field(default_factory=list)
+    endings: Endings = field(default_factory=Endings)
     warnings: list[SessionExpiring] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)

@@ -7,21 +7,22 @@ again with the models, which decide and give the reason. So what is accepted her
 values; a property test holds the two together.
 
 No size or nesting check is needed for what is accepted here: unknown fields are refused and all known ones are
-scalars, so that nothing nests deeper than a packed record's entries; and names are bounded. The size of a packed
-record is checked by the caller.
+scalars, so that nothing nests deeper than a packed record's entries; and names are bounded. The size of a record is
+checked by `decode_each`.
 
 Source: DESIGN.md section 3; msgspec's structs ("gc=False", "array_like", "forbid_unknown_fields").
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from lapse.schemas import NAME_LENGTH_MAX, PACKED_ENTRIES_MAX
+from lapse.schemas import NAME_LENGTH_MAX, PACKED_ENTRIES_MAX, RECORD_BYTES_MAX
 
-__all__ = ["NotPlain", "PackedRow", "PlainPacked", "PlainTouch", "decode_plain"]
+__all__ = ["NotPlain", "PackedRow", "Plain", "PlainPacked", "PlainTouch", "decode_each", "decode_plain"]
 
 NotPlain = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What `decode_plain` raises when the models have to decide (`msgspec.ValidationError` is a `DecodeError`).
@@ -59,6 +60,7 @@ class PackedRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=
     age_ms: _Int
     since_ms: _Int | None = None
     pause_ms: _Int | None = None
+    hold_ms: ClassVar[None] = None  # an entry has none
 
 
 class PlainPacked(msgspec.Struct, tag_field="type", tag="touches", forbid_unknown_fields=True, gc=False):
@@ -69,5 +71,27 @@ class PlainPacked(msgspec.Struct, tag_field="type", tag="touches", forbid_unknow
     v: Literal[1] = 1
 
 
-decode_plain = msgspec.json.Decoder(PlainTouch | PlainPacked).decode
+Plain = PlainTouch | PlainPacked
+
+decode_plain = msgspec.json.Decoder(Plain).decode
 """Decode a value (bytes) into a PlainTouch or PlainPacked, or raise `NotPlain`. A `/` in a tenant is not looked for."""
+
+
+def decode_each(values: Sequence[bytes | None]) -> list[Plain | None]:
+    """Decode at least one value; None stands for what the models have to decide, larger ones than may be among it."""
+    try:
+        if max(map(len, values)) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # a null value raises TypeError
+            return list(map(decode_plain, values))  # type: ignore[arg-type]  # as above
+    except (*NotPlain, TypeError):
+        pass
+    return [_decode(value) for value in values]
+
+
+def _decode(value: bytes | None) -> Plain | None:
+    if value is None or len(value) > RECORD_BYTES_MAX:
+        return None
+    try:
+        plain: Plain = decode_plain(value)
+    except NotPlain:
+        return None
+    return plain

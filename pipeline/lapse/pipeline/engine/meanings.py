@@ -14,6 +14,7 @@ import orjson
 
 from lapse.pipeline.engine.effects import Forward
 from lapse.pipeline.engine.fast_decode import PackedRow, PlainPacked
+from lapse.pipeline.engine.hot_path import FEW, touch_together
 from lapse.pipeline.engine.log_clock import LogClock
 from lapse.pipeline.engine.sessions import Sessions, Undecided
 from lapse.pipeline.engine.settings import EngineSettings
@@ -222,25 +223,25 @@ class RecordMeanings:
     # Packed touches
 
     def _packed(self, record: PlainPacked, stamp: int) -> None:
-        table = self.sessions.table
-        slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
-        dirty, age_max = table.dirty, self.settings.age_max_ms
+        table, age_max = self.sessions.table, self.settings.age_max_ms
         first = self._first_entry()
-        for index, row in enumerate(record.touches[first:] if first else record.touches, first):
+        rows = record.touches[first:] if first else record.touches
+        done = touch_together(table, rows, stamp, age_max) if len(rows) >= FEW else 0
+        slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
+        last_seen_at, live_until, dirty = table.last_seen_at, table.live_until, table.dirty
+        for index, row in enumerate(rows[done:] if done else rows, first + done):
             slot = slot_of(row.session)
             if (
                 slot is not None
                 and subjects[slot] == row.subject
                 and tenants[slot] == row.tenant
-                and stamp < (last_seen := last_seen_at[slot]) + idle_ms[slot]
-                and stamp < absolute_due_at[slot]
+                and (stamp < live_until[slot] or stamp < table.renew(slot))
                 and 0 <= (age := row.age_ms) <= age_max
                 and row.since_ms is None
                 and row.pause_ms is None
             ):
                 instant = stamp - age
-                if instant > last_seen:
+                if instant > last_seen_at[slot]:
                     last_seen_at[slot] = instant
                     dirty[slot >> 6] = 1
             else:

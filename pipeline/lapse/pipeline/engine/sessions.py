@@ -27,7 +27,7 @@ from heapq import heapify, heappop, heappush
 
 from lapse.pipeline.engine.cutoffs import Cutoffs, scope_of
 from lapse.pipeline.engine.effects import Effects
-from lapse.pipeline.engine.endings import make_ending
+from lapse.pipeline.engine.endings import Decided
 from lapse.pipeline.engine.holds import Hold
 from lapse.pipeline.engine.policies import PolicyBook, SessionClass
 from lapse.pipeline.engine.settings import EngineSettings
@@ -40,7 +40,6 @@ from lapse.schemas import (
     Evidence,
     Policy,
     Revocation,
-    SessionEnded,
     SessionExpiring,
     SessionStarted,
     Violation,
@@ -59,6 +58,8 @@ REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subje
 """Counters of what the bounds refuse: starts, adoptions, and closes of unknown sessions."""
 
 VIOLATIONS_UNREPORTED = "violations_unreported"
+
+_decided = tuple.__new__  # a named tuple, without the function call that its own constructor is
 
 
 class Undecided(Exception):  # nothing is wrong: it has to wait
@@ -119,7 +120,7 @@ class Sessions:
 
     def settle(self, stamp: int, offset: int) -> None:
         """End what is over, by this record, warn of what soon will be, forget what has been remembered long enough."""
-        endings: list[SessionEnded] = []
+        endings: list[Decided] = []
         warnings: list[SessionExpiring] = []
         for slot in self.wheel.expire(self.time):
             self._look_at(slot, stamp, offset, endings, warnings)
@@ -139,7 +140,7 @@ class Sessions:
         self._delayed.clear()
 
     def _look_at(
-        self, slot: int, stamp: int, offset: int, endings: list[SessionEnded], warnings: list[SessionExpiring]
+        self, slot: int, stamp: int, offset: int, endings: list[Decided], warnings: list[SessionExpiring]
     ) -> None:
         table, hold, time = self.table, self.hold, self.time
         idle_due = table.idle_due_at(slot)
@@ -176,7 +177,7 @@ class Sessions:
                     )
                 )
             table.warned[slot] = due
-            table.idle_ms[slot] = 0
+            table.live_until[slot] = 0
             table.touch_chunk(slot)
         self.wheel.arm(slot, self._target(slot))
 
@@ -222,7 +223,7 @@ class Sessions:
         *,
         revocation: str | None = None,
         held: bool = False,
-    ) -> SessionEnded:
+    ) -> Decided:
         table, settings = self.table, self.settings
         limits = table.classes.limits[table.class_of[slot]]
         started_at = table.started_at[slot]
@@ -235,29 +236,28 @@ class Sessions:
         evidence = self._evidence
         if evidence.offset != offset:
             evidence = self._evidence = Evidence(partition=settings.partition, offset=offset)
-        ending = make_ending(
-            id=ending_id(session),
-            session=session,
-            subject=table.subjects[slot],
-            tenant=table.tenants[slot],
-            cause=cause,
-            started_at=started_at,
-            last_seen_at=table.last_seen_at[slot],
-            due_at=due_at,
-            decided_at=stamp,
-            idle_ms=limits.idle_ms,
-            absolute_ms=limits.absolute_ms,
-            policy=limits.policy,
-            policy_version=limits.version,
-            revocation=revocation,
-            held=held,
-            evidence=evidence,
-            deny_until=deny_until,
+        decided = _decided(
+            Decided,
+            (
+                session,
+                table.subjects[slot],
+                table.tenants[slot],
+                cause,
+                started_at,
+                table.last_seen_at[slot],
+                due_at,
+                stamp,
+                limits,
+                revocation,
+                held,
+                evidence,
+                deny_until,
+            ),
         )
         table.end(slot, stamp)
         self.wheel.disarm(slot)
         heappush(self._forgets, (stamp + settings.ended_memory_ms, slot))
-        return ending
+        return decided
 
     def _forget(self) -> None:
         table, forgets = self.table, self._forgets
@@ -566,15 +566,12 @@ class Sessions:
         table.index()
         instants = array("q", [NEVER]) * len(table.state)
         warning = {number for number, limits in enumerate(table.classes.limits) if limits.warn_before_ms is not None}
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
+        live_until, absolute_due_at = table.live_until, table.absolute_due_at
         for slot in table.live_slots():
             if table.class_of[slot] in warning or slot in table.warned:
                 instants[slot] = max(min(self._settle_at(slot), self._warn_at(slot)), 0)
             else:
-                at = last_seen_at[slot] + idle_ms[slot] + grace_ms
-                absolute_due = absolute_due_at[slot]
-                at = min(absolute_due, at)
-                instants[slot] = max(0, at)
+                instants[slot] = max(min(live_until[slot] + grace_ms, absolute_due_at[slot]), 0)
         self.wheel.arm_all(instants)
         forgets = self._forgets
         for slot, state in enumerate(table.state):

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from lapse.pipeline.engine import ClockAlarm, Effects
-from lapse.schemas import ConfigError, SessionEnded
+from lapse.pipeline.engine.endings import Decided
+from lapse.schemas import ConfigError
 
 __all__ = ["EngineNumbers", "Metrics"]
 
@@ -68,8 +69,8 @@ class Metrics:
     def published(self, effects: Effects) -> None:
         """Count a batch's effects."""
         if effects.endings:
-            self._delays.add(effects.endings)
-            for cause, count in Tally(map(_cause, effects.endings)).items():
+            self._delays.add(effects.endings.decided)
+            for cause, count in Tally(map(_cause, effects.endings.decided)).items():
                 self._endings.labels(cause.value).inc(count)
         self._warnings.inc(len(effects.warnings))
         self._violations.inc(len(effects.violations))
@@ -125,7 +126,7 @@ class _Delays:
         self._counts = [0] * (len(self._bounds_ms) + 1)
         self._sum_ms = 0
 
-    def add(self, endings: Iterable[SessionEnded]) -> None:
+    def add(self, endings: Iterable[Decided]) -> None:
         for ending in endings:
             delay_ms = max(0, ending.decided_at - ending.due_at)
             self._counts[bisect_left(self._bounds_ms, delay_ms)] += 1

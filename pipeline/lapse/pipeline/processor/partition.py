@@ -39,6 +39,7 @@ from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
 from lapse.pipeline.processor.ticks import Ticker
 from lapse.pipeline.processor.trimming import Trimmer
+from lapse.pipeline.processor.turns import Turns
 from lapse.pipeline.settings import Settings
 from lapse.schemas import InvariantError, TopicNames, catalogue
 
@@ -68,6 +69,7 @@ class WorkerParts:
     metrics: Metrics
     pace: CheckpointPace
     reach: Callable[[str], None]
+    turns: Turns = field(default_factory=Turns)
 
 
 class OwnedPartition:
@@ -136,6 +138,7 @@ class OwnedPartition:
     def start(self) -> None:
         """Begin to apply, copy, tick, forward and checkpoint."""
         self._parts.copier.own(self.number, self._restored.revocations)
+        self._parts.pace.begin(self.number, self.live_sessions)
         self._spawn("apply", self._apply_all())
         self._spawn("forward", self._forwarder.run())
         self._spawn("tick", self._tick_all())
@@ -197,10 +200,11 @@ class OwnedPartition:
         if records[0].offset > engine.next_offset:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
-        effects = engine.apply(records)  # 1
-        if effects.endings:
-            self._parts.reach(failpoints.BEFORE_PUBLISH)
-        await self._publisher.publish(effects)  # 2
+        async with self._parts.turns.taken() as leave:
+            effects = engine.apply(records)  # 1
+            if effects.endings:
+                self._parts.reach(failpoints.BEFORE_PUBLISH)
+            await self._publisher.publish(effects, first_out=leave)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         for alarm in effects.alarms:
@@ -264,7 +268,7 @@ class OwnedPartition:
                     return
 
     async def _checkpoint_all(self) -> None:
-        interval_s = self._parts.settings.checkpoint_interval_ms / 1000
+        interval_s = self._parts.pace.interval_s
         # Staggered: each partition has its own moment of the interval, so that one checkpoint is written at a time.
         await asyncio.sleep(
             interval_s * (self.number % self._parts.settings.partitions + 1) / self._parts.settings.partitions

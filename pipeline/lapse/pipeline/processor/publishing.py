@@ -5,6 +5,9 @@ This is step 2 of the order of effects (core.py). Endings and watermarks go to t
 them before the watermark that vouches for them. One idempotent producer keeps that order in the log; sends come from
 the partition's own task alone, under its lock.
 
+The first endings of a burst go out before anything else is done (turns.py); the rest follows in slices, those of all
+partitions side by side.
+
 A watermark goes out at most once a second (WATERMARK_INTERVAL_MS): ticks come once a second, so also in silence.
 
 What was handed over and is not yet known to stand in the log is kept in `unacknowledged`; a checkpoint takes it over
@@ -12,6 +15,7 @@ and waits for it (step 3), so that no state is saved that has forgotten an endin
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from aiokafka.structs import RecordMetadata
@@ -20,7 +24,8 @@ from lapse.pipeline.engine import Effects
 from lapse.pipeline.processor import clocks
 from lapse.pipeline.processor.metrics import Metrics
 from lapse.pipeline.processor.outlet import Outlet
-from lapse.schemas import DeadLetter, TopicNames, Watermark, encode
+from lapse.pipeline.processor.turns import HEAD_START_S
+from lapse.schemas import DeadLetter, SessionEnded, TopicNames, Watermark, encode
 
 __all__ = ["WATERMARK_INTERVAL_MS", "WATERMARK_KEY", "Publisher", "dead_letter_key"]
 
@@ -53,19 +58,27 @@ class Publisher:
         self._as_of = -1
         self._next_watermark_ms = clocks.mono_ms()
 
-    async def publish(self, effects: Effects) -> None:
+    async def publish(self, effects: Effects, first_out: Callable[[], None] = lambda: None) -> None:
         """Hand over a batch's endings, warnings, violations and dead letters, in this order.
+
+        Args:
+            effects: of the batch.
+            first_out: called when its first endings are out, or have had HEAD_START_S for it.
 
         Raises:
             RuntimeFault: the producer has failed.
         """
         topics = self._topics
         # In slices: the first of a burst go out while the others are still being written.
-        begin, end = 0, _FIRST_SLICE
-        while endings := effects.endings[begin:end]:
-            await self._append(topics.expiries, [(one.session.encode(), encode(one)) for one in endings])
+        begin = 0
+        if len(effects.endings) > _FIRST_SLICE:
+            begin = _FIRST_SLICE
+            await self._append_first(effects.endings[:begin], first_out)
+        first_out()
+        while endings := effects.endings[begin : begin + _SLICE]:
+            await self._append_endings(endings)
             await asyncio.sleep(0)
-            begin, end = end, end + _SLICE
+            begin += _SLICE
         await self._append(topics.warnings, [(one.session.encode(), encode(one)) for one in effects.warnings])
         await self._append(topics.violations, [(one.session.encode(), encode(one)) for one in effects.violations])
         await self._append(topics.dead_letters, [(dead_letter_key(one), encode(one)) for one in effects.dead_letters])
@@ -99,12 +112,24 @@ class Publisher:
         self._unacknowledged = []
         return taken
 
-    async def _append(self, topic: str, records: list[tuple[bytes, bytes]]) -> None:
+    async def _append_first(self, endings: Sequence[SessionEnded], first_out: Callable[[], None]) -> None:
+        enough = asyncio.get_running_loop().call_later(HEAD_START_S, first_out)
+        try:
+            await asyncio.wait(await self._append_endings(endings), timeout=HEAD_START_S)
+        finally:
+            enough.cancel()
+
+    async def _append_endings(self, endings: Sequence[SessionEnded]) -> "list[asyncio.Future[RecordMetadata]]":
+        return await self._append(self._topics.expiries, [(one.session.encode(), encode(one)) for one in endings])
+
+    async def _append(self, topic: str, records: list[tuple[bytes, bytes]]) -> "list[asyncio.Future[RecordMetadata]]":
         if not records:
-            return
+            return []
         if len(self._unacknowledged) >= _PRUNE_AT:
             self._unacknowledged = [sent for sent in self._unacknowledged if not _stands(sent)]
-        self._unacknowledged += await self._outlet.send_many(topic, self._partition, records)
+        sent = await self._outlet.send_many(topic, self._partition, records)
+        self._unacknowledged += sent
+        return sent
 
 
 def _stands(sent: "asyncio.Future[RecordMetadata]") -> bool:
