@@ -64,6 +64,13 @@ class Worker:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def memory_kib(self) -> int:
+        """How much of it is resident."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
+
+    @property
     def log(self) -> str:
         return self._path.read_text() if self._path.exists() else ""
 
