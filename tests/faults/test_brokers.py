@@ -121,3 +121,28 @@ def test_a_grey_leader(cluster: Cluster, estate: Estate, grey_s: int) -> None:
     healed(estate)
     estate.end_load()
     note(f"SIGSTOP of the leader of activity-0 for {grey_s} s", estate.verify())
+
+
+@pytest.mark.faults
+def test_a_brokers_disk_is_full(cluster: Cluster, estate: Estate) -> None:
+    """The broker halts by itself, the others go on; with room again it comes back from what it has on its disk."""
+    at_work(estate, seed=36)
+    with cluster.small_disk(3, free_mib=16) as disk:
+        healed(estate)
+        disk.fill()
+        began = time.monotonic()
+        cluster.await_end(3, within_s=120)
+        halted_s = time.monotonic() - began
+        time.sleep(AWAY_S)
+        healed(estate)
+        disk.free()
+        cluster.start(3)
+        cluster.await_in_sync()
+        healed(estate)
+    cluster.heal()
+    healed(estate)
+    estate.end_load()
+    note(
+        "a broker's disk is full until it halts, and for 20 s more",
+        {"halted_after_s": round(halted_s, 1)} | estate.verify(),
+    )
