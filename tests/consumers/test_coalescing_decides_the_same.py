@@ -99,7 +99,9 @@ def _endings(
     records: Iterable[Stamped], idle_ms: int, until: int, outage: tuple[int, int] = (0, 0)
 ) -> dict[str, SessionEnded]:
     """Return the endings by session, of a log with these records and a tick a second (none in the outage)."""
-    engine = PartitionEngine(EngineSettings(partition=0, partitions=1, topic=TOPIC, worker_key=KEY, grace_ms=GRACE_MS))
+    engine = PartitionEngine(
+        EngineSettings(partition=0, partitions=1, topic=TOPIC, worker_key=KEY, grace_ms=GRACE_MS, clock="append")
+    )
     log = [(0, _policy(idle_ms))] + [(at, value) for at, value in records]
     ticks = list(range(0, outage[0], 1_000)) + list(range(outage[1], until, 1_000))
     log += [(at, _tick(at, up_ms=at - outage[1] if at >= outage[1] else at + 10_000)) for at in ticks]

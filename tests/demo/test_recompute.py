@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from lapse.pipeline.demo.recompute import MISSED_AFTER_MS, RawTopics, Verdict, recompute
-from lapse.pipeline.demo.walk import Rules
+from lapse.pipeline.demo.walk import SETTLED_WITHIN_MS, Rules
 from lapse.schemas import Cause, ending_id
 
 from tests.engine.records import T0, closed, policy_adopted, ref, revocation_ordered, started, tick, touched
@@ -242,6 +242,24 @@ def test_a_login_after_the_revocation_is_not_covered() -> None:
     topics = _revoked(copied_at=2_010, at_ms=900)
     topics.ended(2_015, "s", Cause.REVOKED, 900, 2_010, revocation="r-1")
     assert _counts(topics.verdict()) == (1, 0)
+
+
+@pytest.mark.parametrize(("copied_ms", "early"), [(6_264, 0), (6_260 + SETTLED_WITHIN_MS + 1, 1)])
+def test_a_session_that_is_over_may_still_be_revoked_until_the_owner_is_certain_of_the_time(
+    copied_ms: int, early: int
+) -> None:
+    """The first record to show it over is settled by one of the owner's next ticks, not by any later one."""
+    topics = _Topics()
+    topics.active(0, started())
+    topics.active(2_000, touched())
+    topics.ticks(start=3_000, end=6_240)
+    topics.active(6_260, closed("other"))
+    order = revocation_ordered(copied_ms, "r-1", subject="u-1")
+    topics.add("revocations", copied_ms, order["revocation"])
+    topics.active(copied_ms, order)
+    evidence = {"partition": 0, "offset": len(topics.records["activity"]) - 1}
+    topics.ended(copied_ms + 1, "s", Cause.REVOKED, copied_ms, copied_ms, revocation="r-1", evidence=evidence)
+    assert _counts(topics.verdict()) == (early, 0)
 
 
 def test_what_cannot_be_read_stops_nothing() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 import pytest
 
-from lapse.pipeline.demo.walk import Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
+from lapse.pipeline.demo.walk import EndedBy, Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
 from lapse.pipeline.engine import EngineSettings
-from lapse.schemas import PolicyAdopted, RevocationOrdered, parse_activity
+from lapse.schemas import Cause, PolicyAdopted, RevocationOrdered, parse_activity
 
 from tests.engine.histories import History, Step, random_settings
 from tests.engine.records import JsonObject
@@ -61,7 +61,7 @@ def _settings(rng: random.Random) -> EngineSettings:
 
 
 def _rules(settings: EngineSettings) -> Rules:
-    names = {field.name for field in dataclasses.fields(Rules)} - {"copied_within_ms"}
+    names = {field.name for field in dataclasses.fields(Rules)} - {"copied_within_ms", "settled_within_ms"}
     return Rules(**{name: getattr(settings, name) for name in names})
 
 
@@ -76,9 +76,17 @@ def _walked(steps: list[Step], settings: EngineSettings) -> Walk:
             revocations.append(OrderedRevocation(record.at, record.revocation))
         elif isinstance(record, PolicyAdopted):
             policies.append(OrderedPolicy(step.stamp, record.version, record.policy))
-    walk = Walk(settings.partition, _rules(settings), revocations, policies)
+    walk = Walk(settings.partition, _rules(settings), revocations, policies, _evidence(steps))
     walk.read([step.record for step in steps])
     return walk
+
+
+def _evidence(steps: list[Step]) -> dict[str, EndedBy]:
+    return {
+        ending.session: EndedBy(ending.evidence.offset, time=ending.cause in (Cause.IDLE, Cause.ABSOLUTE))
+        for step in steps
+        for ending in step.effects.endings
+    }
 
 
 def _told(steps: list[Step]) -> dict[str, Expected]:
@@ -117,7 +125,7 @@ def test_a_copy_without_an_original_ends_nothing() -> None:
     history._append(history._started())
     everyone = {"type": "revocation", "id": "r-forged", "everyone": True}
     history._append({"type": "revocation.ordered", "at": history.oracle.stamp, "revocation": everyone})
-    walk = Walk(settings.partition, _rules(settings), [], [])
+    walk = Walk(settings.partition, _rules(settings), [], [], _evidence(history.steps))
     walk.read([step.record for step in history.steps])
     assert _told(history.steps), orjson.loads(history.steps[-1].record.value or b"null")
     assert not walk.expected

@@ -93,6 +93,7 @@ def settings(**changes: Any) -> EngineSettings:
         "violation_after_ms": 2000,
         "session_life_max_ms": 2_592_000_000,
         "adopt_unknown": True,
+        "clock": "append",
     }
     return EngineSettings(**(standard | changes))
 

@@ -51,6 +51,7 @@ _SHOWN: Final = 10
 _PUBLISHING_MS: Final = 2_000
 # FAULTS.md: converged within 60 s of a healing; and faults last up to as long again.
 _COPIED_WITHIN_MS: Final = 120_000
+_SETTLED_WITHIN_MS: Final = 120_000
 
 
 async def _records(settings: Settings, topic: str, partitions: int) -> list[ConsumerRecord]:
@@ -74,6 +75,7 @@ async def verify(settings: Settings, truth: Path | None, patience_s: float) -> R
         ended_memory_ms=settings.ended_memory_ms,
         adopt_unknown=settings.unknown_sessions == "adopt",
         copied_within_ms=_COPIED_WITHIN_MS,
+        settled_within_ms=_SETTLED_WITHIN_MS,
     )
     while True:
         # State first, for a marker must not be of an offset that has not been read yet.

@@ -90,8 +90,8 @@ def test_a_setting_that_breaks_a_promise_is_refused(topic: str, config: dict[str
 @pytest.mark.parametrize(
     ("topic", "config"),
     [
-        (NAMES.revocations, {"retention.ms": str(31 * DAY_MS)}),
-        (NAMES.activity, {"retention.ms": "-1"}),
+        (NAMES.violations, {"retention.ms": str(31 * DAY_MS)}),
+        (NAMES.warnings, {"retention.ms": "-1"}),
         (NAMES.policies, {"retention.ms": "1000"}),  # only compacted: nothing is deleted for its age
         (NAMES.expiries, {"cleanup.policy": "delete,compact"}),
         (NAMES.activity, {"max.message.bytes": "20000000"}),

@@ -27,7 +27,7 @@ class _Live:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an ending must say."""
+    """What an ending must say; `decided_at` and `offset` are of the first record that shows it: not before."""
 
     cause: str
     due_at: int

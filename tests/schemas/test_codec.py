@@ -83,7 +83,7 @@ def test_services_activity_is_written_without_nulls_and_version() -> None:
 
 def test_other_records_are_written_with_all_fields() -> None:
     written = orjson.loads(schemas.encode(schemas.Watermark(as_of=5)))
-    assert written == {"type": "watermark", "v": 1, "as_of": 5}
+    assert written == {"type": "watermark", "v": 1, "as_of": 5, "offset_ms": 0}
     revocation = orjson.loads(schemas.encode(schemas.Revocation(id="r", subject="u")))
     assert revocation["tenant"] is None
     assert revocation["everyone"] is False

@@ -11,15 +11,15 @@ DAY_MS = 24 * 3_600_000
 LIFE_MS = 30 * DAY_MS
 
 TABLE = {
-    "lapse.activity": ("delete", 7 * DAY_MS),
-    "lapse.revocations": ("delete", LIFE_MS),
-    "lapse.policies": ("compact", None),
-    "lapse.expiries": ("compact,delete", LIFE_MS),
-    "lapse.warnings": ("delete", DAY_MS),
-    "lapse.state": ("compact", None),
-    "lapse.enforcement": ("compact,delete", 7 * DAY_MS),
-    "lapse.violations": ("delete", 30 * DAY_MS),
-    "lapse.dead-letters": ("delete", 30 * DAY_MS),
+    "lapse.activity": ("delete", None, 7 * DAY_MS),
+    "lapse.revocations": ("delete", None, LIFE_MS),
+    "lapse.policies": ("compact", None, None),
+    "lapse.expiries": ("compact,delete", None, LIFE_MS),
+    "lapse.warnings": ("delete", DAY_MS, None),
+    "lapse.state": ("compact", None, None),
+    "lapse.enforcement": ("compact,delete", 7 * DAY_MS, None),
+    "lapse.violations": ("delete", 30 * DAY_MS, None),
+    "lapse.dead-letters": ("delete", 30 * DAY_MS, None),
 }
 
 
@@ -34,7 +34,8 @@ def topics(
 
 
 def test_every_topic_is_there_with_its_cleanup_and_retention() -> None:
-    assert {name: (spec.cleanup_policy, spec.retention_ms) for name, spec in topics().items()} == TABLE
+    found = {name: (spec.cleanup_policy, spec.retention_ms, spec.trimmed_after_ms) for name, spec in topics().items()}
+    assert found == TABLE
 
 
 def test_input_topics_are_stamped_by_the_broker() -> None:
@@ -60,8 +61,13 @@ def test_policies_have_one_partition_however_many_the_others_have() -> None:
 
 def test_revocations_and_endings_are_kept_for_the_longest_session_life() -> None:
     specs = topics(session_life_max_ms=90 * DAY_MS)
-    assert specs["lapse.revocations"].config["retention.ms"] == str(90 * DAY_MS)
-    assert specs["lapse.expiries"].config["retention.ms"] == str(90 * DAY_MS)
+    for name in ("lapse.revocations", "lapse.expiries"):
+        assert specs[name].trimmed_after_ms == 90 * DAY_MS
+
+
+def test_no_brokers_clock_empties_what_decisions_rest_on() -> None:
+    for name in ("lapse.activity", "lapse.revocations", "lapse.expiries"):
+        assert topics()[name].config["retention.ms"] == "-1"
 
 
 def test_compacted_topics_delete_nothing_for_its_age() -> None:

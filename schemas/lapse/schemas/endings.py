@@ -57,6 +57,14 @@ class Watermark(Record):
 
     type: Literal["watermark"] = "watermark"
     as_of: Instant
+    offset_ms: Annotated[
+        int,
+        Field(
+            ge=-(2**53),
+            le=2**53,
+            description="What is added to the broker's append times to get log time: steps of its clock, taken out.",
+        ),
+    ] = 0
 
 
 class SessionExpiring(Record):

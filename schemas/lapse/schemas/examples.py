@@ -120,7 +120,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "evidence": {"partition": 3, "offset": 123_456},
             "deny_until": _AT + 28_800_000,
         },
-        "watermark": {"type": "watermark", "as_of": _AT},
+        "watermark": {"type": "watermark", "as_of": _AT, "offset_ms": -3_600_004},
         "session.expiring": {
             "type": "session.expiring",
             **_WHO,

@@ -155,6 +155,7 @@ def _channel(topic: str) -> JsonSchemaValue:
         "description": f"{spec.what[:1].upper()}{spec.what[1:]}. Written by: {spec.written_by}. Key: {spec.key}.",
         "messages": {kind: {"$ref": f"#/components/messages/{kind}"} for kind in RECORDS.get(topic, ())},
         "x-co-partitioned": spec.co_partitioned,
+        **({} if spec.trimmed_after_ms is None else {"x-trimmed-after-ms": spec.trimmed_after_ms}),
         "bindings": {
             "kafka": {
                 "topic": spec.name,

@@ -97,7 +97,9 @@ class TopicSpec:
     """How a topic must be set up.
 
     Attributes:
-        retention_ms: None for topics that are only compacted: nothing is deleted for its age.
+        retention_ms: after which age the broker deletes, by its own clock; None: it deletes nothing for its age.
+        trimmed_after_ms: after which age, by log time, the partition's owner deletes (processor/trimming.py). For the
+            topics that decisions rest on: a broker whose clock is set eight days forward must not empty them.
         key: what its records' keys are, in words.
         co_partitioned: whether its partition count must equal the activity topic's.
         extra: further Kafka settings; those a topic must have are all in `config`.
@@ -113,6 +115,7 @@ class TopicSpec:
     written_by: str
     what: str
     co_partitioned: bool = False
+    trimmed_after_ms: int | None = None
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -154,6 +157,7 @@ def catalogue(
         what: str,
         count: int = partitions,
         co_partitioned: bool = False,
+        trimmed_after_ms: int | None = None,
         extra: dict[str, str] | None = None,
     ) -> TopicSpec:
         return TopicSpec(
@@ -167,6 +171,7 @@ def catalogue(
             written_by=written_by,
             what=what,
             co_partitioned=co_partitioned,
+            trimmed_after_ms=trimmed_after_ms,
             extra=MappingProxyType(extra or {}),
         )
 
@@ -180,7 +185,8 @@ def catalogue(
         spec(
             names.activity,
             "delete",
-            _ACTIVITY_RETENTION_MS,
+            None,
+            trimmed_after_ms=_ACTIVITY_RETENTION_MS,
             key="`tenant/subject`, or `subject` without a tenant; null for packed touches and control records",
             written_by="services; the partition's owner (control records)",
             what="the log that decides",
@@ -190,7 +196,8 @@ def catalogue(
         spec(
             names.revocations,
             "delete",
-            session_life_max_ms,
+            None,
+            trimmed_after_ms=session_life_max_ms,
             key="`tenant/subject`, or `subject` without a tenant; null where there is no subject (all partitions)",
             written_by="operators, identity provider, bridges",
             what="revocations",
@@ -210,7 +217,8 @@ def catalogue(
         spec(
             names.expiries,
             "compact,delete",
-            session_life_max_ms,
+            None,
+            trimmed_after_ms=session_life_max_ms,
             key="the session's reference; `watermark` for watermarks",
             written_by="processor",
             what="endings, watermarks",

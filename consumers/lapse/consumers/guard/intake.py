@@ -122,7 +122,8 @@ class Intake:
         expiry = parse_expiry(record.value)
         self.broker_clock.received(record.timestamp, at)
         if isinstance(expiry, Watermark):
-            self.freshness.watermark(partition, record.offset, expiry.as_of, record.timestamp, at)
+            stamp = _on_log_scale(record.timestamp, expiry)
+            self.freshness.watermark(partition, record.offset, expiry.as_of, stamp, at)
             self._forget()
         elif self.denials.end(expiry):
             news = self._is_news("expiries", partition, record.offset)
@@ -204,3 +205,13 @@ def _ended(record: SessionEnded) -> Ended:
         ending=record.id,
         revocation=record.revocation,
     )
+
+
+def _on_log_scale(append: int, watermark: Watermark) -> int:
+    """Return a watermark's append time on the scale of log time, which leaves steps of a broker's clock out.
+
+    Whether the broker that appended it is the one whose steps were taken out is not said: what is possible and nearest
+    to `as_of` counts. A watermark is late by some milliseconds, or with its processor by more, hardly by just a step.
+    """
+    possible = [one for one in (append, append + watermark.offset_ms) if one >= watermark.as_of]
+    return min(possible, default=watermark.as_of)

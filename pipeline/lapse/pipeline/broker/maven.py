@@ -22,7 +22,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -114,10 +114,24 @@ def jars(say: Say) -> Path:
     return target
 
 
-def start(directory: Path, java: Path, say: Say) -> record.BrokerRecord:
-    """Start a broker with its data in `<directory>/kafka`, note it in the directory, and wait until it serves.
+def start(
+    directory: Path,
+    java: Path,
+    say: Say,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> record.BrokerRecord:
+    """Start a broker with its data in `<directory>/kafka` note it in the directory, and wait until it serves.
 
     It is noted before it serves, so that whoever is killed while waiting leaves no broker that nobody can find.
+
+    Args:
+        directory: Lapse's, or a test's.
+        java: of version 17 or newer.
+        say: is given a sentence where something takes long.
+        environment: of the broker's process, besides this one's: a test may give it another clock.
+        overrides: properties in place of the usual ones.
 
     Raises:
         RuntimeFault: it ended, or does not serve in time; with the last lines of its log.
@@ -132,6 +146,7 @@ def start(directory: Path, java: Path, say: Say) -> record.BrokerRecord:
     values = properties(
         listen=bootstrap, advertised=bootstrap, controller=f"127.0.0.1:{controller_port}", data=str(data)
     )
+    values |= overrides or {}
     config.write_text("".join(f"{name}={value}\n" for name, value in values.items()), encoding="utf-8")
     log = home / "broker.log"
     jvm = [
@@ -146,7 +161,12 @@ def start(directory: Path, java: Path, say: Say) -> record.BrokerRecord:
     with (home / "broker.out").open("wb") as out:
         # A session of its own: Ctrl-C in the terminal that started it is not meant for the broker.
         process = subprocess.Popen(
-            [*jvm, "kafka.Kafka", str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            [*jvm, "kafka.Kafka", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     started = record.BrokerRecord("maven", bootstrap, process.pid, record.process_start(process.pid))
     try:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from lapse.pipeline.demo.walk import Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
+from lapse.pipeline.demo.walk import EndedBy, Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
 from lapse.schemas import BadRecord, Cause, SessionEnded, parse_expiry, parse_policy, parse_revocation, partition_of
 
 __all__ = ["MISSED_AFTER_MS", "Finding", "Published", "RawTopics", "TopicRecord", "Verdict", "published", "recompute"]
@@ -91,9 +91,9 @@ class Verdict:
 def recompute(topics: RawTopics, rules: Rules) -> Verdict:
     """Return the outcome of the audit; it raises for nothing that records can say."""
     ends_at = topics.ends_at
-    walks = _walks(topics, rules)
-    expected = {session: ending for walk in walks for session, ending in walk.expected.items()}
     endings = published(topics.expiries)
+    walks = _walks(topics, rules, endings)
+    expected = {session: ending for walk in walks for session, ending in walk.expected.items()}
     early = [*_disagreements(topics.expiries), *_early(endings, expected)]
     return Verdict(
         sessions=len({session for walk in walks for session in walk.seen}),
@@ -123,15 +123,21 @@ def _endings(expiries: Iterable[TopicRecord]) -> Iterable[tuple[SessionEnded, To
             yield expiry, record
 
 
-def _walks(topics: RawTopics, rules: Rules) -> list[Walk]:
+def _walks(topics: RawTopics, rules: Rules, endings: Mapping[str, Published]) -> list[Walk]:
     revocations = _ordered_revocations(topics.revocations, rules.partitions)
     policies = _ordered_policies(topics.policies)
     by_partition: defaultdict[int, list[TopicRecord]] = defaultdict(list)
     for record in topics.activity:
         by_partition[record.partition].append(record)
+    evidence: list[dict[str, EndedBy]] = [{} for _ in range(rules.partitions)]
+    for session, (ended, _) in endings.items():
+        if 0 <= ended.evidence.partition < rules.partitions:
+            evidence[ended.evidence.partition][session] = EndedBy(
+                ended.evidence.offset, time=ended.cause in (Cause.IDLE, Cause.ABSOLUTE)
+            )
     walks = []
     for partition in range(rules.partitions):
-        walk = Walk(partition, rules, revocations[partition], policies)
+        walk = Walk(partition, rules, revocations[partition], policies, evidence[partition])
         walk.read(by_partition[partition])
         walks.append(walk)
     return walks

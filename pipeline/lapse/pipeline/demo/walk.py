@@ -16,14 +16,16 @@ For one record of stamp `s`:
 Of the three things that an ending may follow from, only the first is decided by time:
 
     idle, absolute   outside a hold at s >= idle due + grace or s >= absolute due, by the earlier, at a tie absolute;
-                     in a hold at s >= absolute due
+                     in a hold at s >= absolute due. The owner settles it at one of its next ticks, when it is certain
+                     of the time (docs/adr/0006): at the record that the ending names as its evidence, if that is not
+                     before, nor more than `settled_within_ms` after the first record that shows it
     closed           a close in time; in the grace after idle due it ends the session as idle
     revoked          an order that covers the session: at its copy, or at the session's first record after it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -50,11 +52,24 @@ from lapse.schemas import (
     partition_of,
 )
 
-__all__ = ["COPIED_WITHIN_MS", "Expected", "LogRecord", "OrderedPolicy", "OrderedRevocation", "Rules", "Walk"]
+__all__ = [
+    "COPIED_WITHIN_MS",
+    "SETTLED_WITHIN_MS",
+    "EndedBy",
+    "Expected",
+    "LogRecord",
+    "OrderedPolicy",
+    "OrderedRevocation",
+    "Rules",
+    "Walk",
+]
 
 COPIED_WITHIN_MS: Final = 2_000
 """The design gives the owner a second to copy an order into the log; a busy machine is given one more.
 Where workers are killed and brokers away on purpose, whoever audits gives them the time that this may take."""
+
+SETTLED_WITHIN_MS: Final = 2_000
+"""The owner ticks each second, and at the instant that something is due; the rest is for a busy machine."""
 
 _NEVER: Final = 1 << 62  # later than any instant: epoch ms are about 2**41
 
@@ -84,6 +99,7 @@ class Rules:
     ended_memory_ms: int
     adopt_unknown: bool
     copied_within_ms: int = COPIED_WITHIN_MS
+    settled_within_ms: int = SETTLED_WITHIN_MS
 
 
 class OrderedRevocation(NamedTuple):
@@ -110,6 +126,22 @@ class Expected(NamedTuple):
     decided_at: int
 
 
+class EndedBy(NamedTuple):
+    """What a published ending gives as its evidence: the record's offset, and whether time alone ended the session."""
+
+    offset: int
+    time: bool
+
+
+class _Over(NamedTuple):
+    """A live session is over, and not settled yet: why, and since when it was due, by the first record showing it."""
+
+    shown_at: int
+    dues: tuple[int, int]
+    cause: Cause
+    due_at: int
+
+
 class Walk:
     """One partition's records, read once from start to end.
 
@@ -126,7 +158,16 @@ class Walk:
         rules: Rules,
         revocations: Iterable[OrderedRevocation],
         policies: Iterable[OrderedPolicy],
+        evidence: Mapping[str, EndedBy],
     ) -> None:
+        """Make one.
+
+        Args:
+            partition: its number.
+            rules: of the estate.
+            revocations, policies: as they were ordered, for this partition.
+            evidence: by session, the record that its published ending says it was settled by, or ended by an order.
+        """
         self.stamp: int | None = None
         self.live: dict[str, Login] = {}
         self.expected: dict[str, Expected] = {}
@@ -144,6 +185,8 @@ class Walk:
         self._origins: dict[int, tuple[int, int]] = {}
         # No session is over before this instant: touches only make them later, so it is found anew when it has come.
         self._nothing_before = _NEVER
+        self._evidence = evidence
+        self._over_shown: dict[str, _Over] = {}
 
     def read(self, records: Sequence[LogRecord]) -> None:
         """Take in records in the order of their offsets."""
@@ -176,7 +219,7 @@ class Walk:
         if isinstance(activity, _Activity) and activity.forwarded is not None:
             self._forwarded(activity, stamp)
             activity = None
-        self._settle(stamp)
+        self._settle(stamp, record.offset)
         self._apply_old_orders(stamp)
         if isinstance(activity, PackedTouches):
             self._packed(activity, stamp)
@@ -193,17 +236,37 @@ class Walk:
 
     # Time
 
-    def _settle(self, stamp: int) -> None:
+    def _settle(self, stamp: int, offset: int) -> None:
         if stamp < self._nothing_before and self._holding.ran_out_at is None:
             return
         self._nothing_before = _NEVER
         for login in list(self.live.values()):
-            if (over := self._over(login, stamp)) is not None:
-                self._end(login, *over, stamp)
+            over = self._over_since_shown(login, stamp)
+            if over is None:
+                at = self.over_at(login)
+            elif self._is_settled_later(login, offset) and stamp <= over.shown_at + self._rules.settled_within_ms:
+                at = -1  # it is looked at again at the next record
             else:
-                self._nothing_before = min(
-                    self._nothing_before, _idle_due(login) + self._rules.grace_ms, _absolute_due(login)
-                )
+                self._end(login, over.cause, over.due_at, stamp)
+                continue
+            self._nothing_before = min(self._nothing_before, at)
+
+    def _is_settled_later(self, login: Login, offset: int) -> bool:
+        ended_by = self._evidence.get(login.session)
+        return ended_by is not None and (ended_by.offset > offset or (ended_by.offset == offset and not ended_by.time))
+
+    def _over_since_shown(self, login: Login, stamp: int) -> _Over | None:
+        """Return how a session was over at the first record that showed it, or None where it is not."""
+        over = self._over(login, stamp)
+        if over is None:
+            self._over_shown.pop(login.session, None)
+            return None
+        dues = _idle_due(login), _absolute_due(login)
+        shown = self._over_shown.get(login.session)
+        if shown is None or shown.dues != dues or self._holding.on:
+            shown = _Over(stamp if shown is None else shown.shown_at, dues, *over)
+            self._over_shown[login.session] = shown
+        return shown
 
     def _over(self, login: Login, stamp: int) -> tuple[Cause, int] | None:
         """Return why a session is over at a stamp, and since when it was due; None: it is not."""
@@ -221,6 +284,7 @@ class Walk:
 
     def _end(self, login: Login, cause: Cause, due_at: int, stamp: int) -> None:
         self.live.pop(login.session, None)
+        self._over_shown.pop(login.session, None)
         self._over_since[login.session] = stamp
         self.expected[login.session] = Expected(login.session, cause, due_at, stamp)
 
@@ -361,7 +425,7 @@ class Walk:
             self._end(login, Cause.CLOSED, instant, stamp)
         elif self._over(login, stamp) is None:
             self._end(login, Cause.IDLE, idle_due, stamp)
-        # Else it was forwarded, and what its own record settles was over before it.
+        # Else it was over before, and is only not settled yet.
 
     def _age(self, age_ms: int) -> int:
         return max(0, min(age_ms, self._rules.age_max_ms))

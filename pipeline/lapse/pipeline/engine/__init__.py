@@ -6,6 +6,7 @@ the whole of it; one engine holds one partition.
 
 from lapse.pipeline.engine.core import LogRecord, PartitionEngine
 from lapse.pipeline.engine.effects import Checkpoint, Effects, Forward
+from lapse.pipeline.engine.log_clock import ClockAlarm
 from lapse.pipeline.engine.settings import EngineSettings
 
-__all__ = ["Checkpoint", "Effects", "EngineSettings", "Forward", "LogRecord", "PartitionEngine"]
+__all__ = ["Checkpoint", "ClockAlarm", "Effects", "EngineSettings", "Forward", "LogRecord", "PartitionEngine"]

@@ -8,14 +8,17 @@ checkpoint was taken and restored.
 
 For each record, in this order:
 
-1. The clock gives the record its stamp. A jump may begin a hold; a hold may end (holds.py).
-2. A forwarded record is applied, by the stamp it had where it was found.
-3. What is over at the stamp is settled (sessions.py).
+1. The clock gives the record its stamp (log_clock.py). A jump may begin a hold; a hold may end (holds.py).
+2. A tick moves log time. A forwarded record is applied, by the stamp it had where it was found.
+3. What is over, log time having come there, is settled (sessions.py).
 4. The record is applied.
 
-After the batch, endings that log time has reached are released. `apply` never raises on bad input: that becomes a
-dead letter. Any other exception is a fault of the engine; the caller must then drop the engine, since a batch may be
-half applied.
+A record whose append time is suspicious, or that its stamp says is late while log time does not, waits, and with it
+all that follow, until the clock has decided (waiting.py). `offset` then stands at the first of them: the engine is as
+if it had not read them, and a checkpoint holds nothing of them.
+
+`apply` never raises on bad input: that becomes a dead letter. Any other exception is a fault of the engine; the caller
+must then drop the engine, since a batch may be half applied.
 
 The hot path is written out in `apply` and, for packed touches, in `_packed`: a touch of a known, live session, in
 time by the columns alone, which moves `last_seen_at` and nothing else. Everything else goes the long way."""
@@ -24,41 +27,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import orjson
-
-from lapse.pipeline.engine.effects import Checkpoint, Effects, Forward
-from lapse.pipeline.engine.fast_decode import NotPlain, PackedRow, PlainPacked, PlainTouch, decode_plain
-from lapse.pipeline.engine.log_clock import AppendClock, LogClock
-from lapse.pipeline.engine.sessions import Sessions
+from lapse.pipeline.engine.append_clock import AppendClock
+from lapse.pipeline.engine.effects import Checkpoint, Effects
+from lapse.pipeline.engine.fast_decode import NotPlain, PlainPacked, PlainTouch, decode_plain
+from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock, LogClock
+from lapse.pipeline.engine.meanings import RecordMeanings
+from lapse.pipeline.engine.sessions import Undecided
 from lapse.pipeline.engine.settings import EngineSettings
 from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
-from lapse.pipeline.engine.table import BARRED, ENDED
-from lapse.pipeline.engine.touch import Touch
+from lapse.pipeline.engine.waiting import Outcome, Waiting
 from lapse.schemas import (
     RECORD_BYTES_MAX,
-    ActivityRecord,
     BadRecord,
     ClockTick,
-    DeadLetter,
-    PackedTouches,
-    PolicyAdopted,
-    RevocationOrdered,
-    SessionClosed,
-    SessionElevated,
-    SessionRefreshed,
-    SessionStarted,
-    SessionTouched,
     parse_activity,
-    parse_packed_entry,
-    partition_of,
-    verify,
 )
 
 __all__ = ["LogRecord", "PartitionEngine"]
-
-_SessionActivity = SessionStarted | SessionTouched | SessionRefreshed | SessionElevated | SessionClosed
 
 
 class LogRecord(Protocol):
@@ -75,27 +62,32 @@ class LogRecord(Protocol):
     def value(self) -> bytes | None: ...
 
 
-class PartitionEngine:
+class PartitionEngine(RecordMeanings):
     """The engine of one partition; see the module's theory of operation."""
 
-    def __init__(self, settings: EngineSettings, clock: LogClock | None = None) -> None:
-        self.settings = settings
-        self.clock: LogClock = AppendClock() if clock is None else clock
-        self.sessions = Sessions(settings)
-        self.offset = 0
-        """The next input offset to apply; records below it are dropped."""
-        self.epoch = -1
-        """The highest epoch of a valid tick; -1 before the first."""
-        self.origins: dict[int, tuple[int, int]] = {}
-        """By origin partition, the last (offset, index) that was forwarded here and applied."""
-        self._append: int | None = None  # append time of the latest record, None before the first
-        self._offset = 0  # offset and value of the record being applied, for what goes the long way
-        self._value: bytes | None = None
+    def __init__(self, settings: EngineSettings) -> None:
+        clock: LogClock = DisciplinedClock() if settings.clock == "disciplined" else AppendClock()
+        super().__init__(settings, clock)
+        self.next_offset = 0
+        """The next input offset to read; records below it are dropped."""
+        self.tick_epoch = -1
+        """The highest epoch of a valid tick that was applied; -1 before the first."""
+        self._waiting: Waiting[LogRecord] | None = None
+        self._decided = False  # the records being applied have waited, and it is decided how:
+        self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
+        self._append: int | None = None  # append time of the last applied record; None before the first
+        self._append_before: int | None = None  # of the last that had another
+        self._judge_as_usual()
 
     @property
-    def stamp(self) -> int:
-        """The latest stamp, epoch ms; 0 before the first record."""
-        return self.clock.stamp
+    def offset(self) -> int:
+        """The next input offset to apply: all below it are applied, those that wait are not."""
+        return self.next_offset if self._waiting is None else self._waiting.records[0].offset
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch of a valid tick that was read; -1 before the first."""
+        return self.tick_epoch if self._waiting is None else self._waiting.epoch
 
     @property
     def counters(self) -> Counter[str]:
@@ -112,40 +104,67 @@ class PartitionEngine:
         """The append time of the last applied record, as the broker gave it; None before the first."""
         return self._append
 
+    @property
+    def waiting(self) -> int:
+        """How many records wait for the clock to decide."""
+        return 0 if self._waiting is None else len(self._waiting.records)
+
     def next_due_at(self) -> int | None:
-        """Return the instant of log time at which something is next to be settled or warned of, or None."""
-        return self.sessions.next_due_at(self.clock.stamp)
+        """Return the instant of log time at which a tick is next needed, or None.
+
+        It is where something is next settled or warned of; while records wait, at once.
+        """
+        return self.sessions.next_due_at() if self._waiting is None else self.clock.time
+
+    def time_at(self, epoch: int, mono_ms: float) -> float | None:
+        """Return what log time a tick of this epoch will give that is sent at `mono_ms`; None: not known yet."""
+        return self.clock.time_at(epoch, mono_ms)
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """What is added to the broker's append times to get stamps: the steps of its clock, taken out."""
+        return self.clock.offset_ms
 
     def watermark(self) -> int:
         """Return an instant such that all endings with `decided_at` below it have been returned by `apply`."""
-        settled = self.sessions.settled
-        return settled[0].decided_at if settled else self.clock.stamp
+        return self.clock.time if self.clock.doubtful else self.stamp
 
     def apply(self, records: Sequence[LogRecord]) -> Effects:
-        """Apply records in offset order and return what they brought about."""
-        sessions = self.sessions
-        effects = sessions.effects = Effects()
-        if records and records[0].offset < self.offset:
-            records = [record for record in records if record.offset >= self.offset]
-        if not records:
-            return effects
+        """Read records in offset order; return what those brought about that could be applied."""
+        effects = self.sessions.effects = Effects()
+        if records and records[0].offset < self.next_offset:
+            records = [record for record in records if record.offset >= self.next_offset]
+        if records:
+            end = records[-1].offset + 1
+            while records:
+                records = self._run(records) if self._waiting is None else self._wait(records)
+            self.next_offset = end
+        return effects
+
+    def _run(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        """Apply records up to the first that has to wait; return that and those after it."""
+        sessions, clock = self.sessions, self.clock
         table = sessions.table
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
         last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
         dirty, age_max = table.dirty, self.settings.age_max_ms
-        append, stamp, next_at = self._append, self.clock.stamp, sessions.next_at
-        for record in records:
+        append, stamp, time, next_at = None, self.stamp, clock.time, sessions.next_at
+        first = -1  # offset of the first record with this append time
+        rest = iter(records)
+        for record in rest:
             if record.timestamp != append:
                 append = record.timestamp
-                stamp = self._advance(append)
-                next_at = sessions.next_at
+                if not self._advance(append):
+                    return self._begin_to_wait([record, *rest])
+                first = record.offset
+                stamp, time, next_at = self.stamp, clock.time, sessions.next_at
             value = record.value
             try:
                 touch = decode_plain(value)  # type: ignore[arg-type]  # a null value raises TypeError, which is caught
             except (*NotPlain, TypeError):
                 touch = None
             if touch.__class__ is PlainTouch:
-                if stamp >= next_at:
+                if time >= next_at:
                     sessions.settle(stamp, record.offset)
                     next_at = sessions.next_at
                 slot = slot_of(touch.session)
@@ -167,234 +186,132 @@ class PartitionEngine:
                         dirty[slot >> 6] = 1
                     continue
             self._offset, self._value = record.offset, value
-            if touch.__class__ is PlainPacked and len(value) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # as above
-                if stamp >= next_at:
-                    sessions.settle(stamp, record.offset)
-                self._packed(touch, stamp)
-            else:
-                self._other(stamp, next_at)
+            try:
+                if touch.__class__ is PlainPacked and len(value) <= RECORD_BYTES_MAX:  # type: ignore[arg-type]  # as above
+                    if time >= next_at:
+                        sessions.settle(stamp, record.offset)
+                    self._packed(touch, stamp)
+                else:
+                    self._other(stamp)
+                    time = clock.time
+            except Undecided:
+                if record.offset == first:
+                    self._append = self._append_before
+                return self._begin_to_wait([record, *rest])
             next_at = sessions.next_at
-        self._append = append
-        self.offset = records[-1].offset + 1
-        self._release(effects)
-        return effects
+        return ()
 
     # 1. Time
 
-    def _advance(self, append: int) -> int:
-        hold, first, before = self.sessions.hold, self._append is None, self.clock.stamp
-        self._append = append
-        stamp = self.clock.record(append)
-        if not first and hold.moved(before, stamp):
-            self.sessions.release_hold(stamp)
-        if hold.on:
-            hold.held_through = stamp
-        return stamp
-
-    def _release(self, effects: Effects) -> None:
-        settled, time = self.sessions.settled, self.clock.time
-        released = 0
-        while released < len(settled) and settled[released].decided_at <= time:
-            released += 1
-        effects.endings = settled[:released]
-        del settled[:released]
-
-    # 2. to 4. Records that go the long way
-
-    def _other(self, stamp: int, next_at: int) -> None:
-        """Read the present record with the models, settle, and apply it."""
-        sessions = self.sessions
-        record: ActivityRecord | None
-        try:
-            record = parse_activity(self._value)
-            if isinstance(record, _SessionActivity) and record.forwarded is not None:
-                self._forwarded(record, stamp)
-                record = None
-        except BadRecord as bad:
-            self._dead_letter(bad.reason)
-            record = None
-        if stamp >= min(next_at, sessions.next_at):  # a forwarded record may have made something due
-            sessions.settle(stamp, self._offset)
-        if isinstance(record, PackedTouches):
-            self._packed_with_bad_entries(record, stamp)
-        elif isinstance(record, ClockTick | RevocationOrdered | PolicyAdopted):
-            self._control(record, stamp)
-        elif record is not None:
-            self._activity(record, stamp, stamp)
-
-    def _activity(self, record: _SessionActivity, stamp: int, sent_at: int) -> None:
-        """Apply an activity of a service; `sent_at` is the stamp by which it must be in time."""
-        sessions, session, subject, tenant = self.sessions, record.session, record.subject, record.tenant
-        if not self._belongs(session, subject, tenant, None):
-            return
-        table, offset = sessions.table, self._offset
-        slot = table.slot_of.get(session)
-        age_ms = self._clamped(record.age_ms)
-        instant = stamp - age_ms
-        if slot is not None and table.state[slot] == ENDED:
-            if not isinstance(record, SessionStarted | SessionClosed):
-                sessions.violate(slot, subject, tenant, record.service, instant)
-        elif isinstance(record, SessionClosed):
-            sessions.close(session, subject, tenant, instant, stamp, offset, sent_at)
-        elif isinstance(record, SessionStarted):
-            sessions.start(record, Touch(age_ms), stamp, offset, sent_at)
-        elif isinstance(record, SessionRefreshed):
-            if slot is None or table.state[slot] == BARRED:
-                sessions.counters["unknown_ignored"] += 1
+    def _advance(self, append: int) -> bool:
+        """Give the next record its stamp; return False where it has to wait."""
+        clock, sessions = self.clock, self.sessions
+        before = self.stamp
+        if self._decided or clock.doubtful:
+            stamp = self._decided_stamp(append)
+        elif clock.suspicious(append):
+            return False
         else:
-            touch = self._touch_of(record, age_ms)
-            if slot is None or table.state[slot] == BARRED:
-                sessions.adopt(session, subject, tenant, record.service, touch, stamp, offset)
-            else:
-                sessions.touch(slot, touch, stamp, sent_at)
-
-    def _touch_of(self, record: SessionTouched | SessionElevated, age_ms: int) -> Touch:
-        if isinstance(record, SessionElevated):
-            return Touch(age_ms, session_age_ms=record.session_age_ms)
-        since_ms = None if record.since_ms is None else self._clamped(record.since_ms)
-        return Touch(age_ms, since_ms, record.pause_ms, record.hold_ms, record.session_age_ms)
-
-    def _clamped(self, age_ms: int) -> int:
-        if 0 <= age_ms <= self.settings.age_max_ms:
-            return age_ms
-        self.sessions.counters["ages_clamped"] += 1
-        return 0 if age_ms < 0 else self.settings.age_max_ms
-
-    def _belongs(self, session: str, subject: str, tenant: str | None, entry: int | None) -> bool:
-        """Return whether the activity is for this partition's session; else forward or dead-letter it.
-
-        A known session under its own subject was looked at when it came; for others the partition is computed.
-        """
-        table = self.sessions.table
-        slot = table.slot_of.get(session)
-        live = slot is not None and table.is_live(slot)
-        if slot is not None and live and table.subjects[slot] == subject and table.tenants[slot] == tenant:
-            return True
-        partition = partition_of(subject, tenant, self.settings.partitions)
-        if partition != self.settings.partition:
-            self._forward(partition, entry)
-            return False
-        if live:
-            self._dead_letter(
-                "the session belongs to another subject: report it with the subject that it started with", entry
-            )
-            return False
+            stamp = clock.record(append)
+            # A stamp that stands, for one before it was too high, says too much as well: it is judged without that.
+            sessions.doubt_ms = 0 if stamp >= before or clock.final else before - stamp
+        if stamp > before:
+            self.stamp = stamp
+            if before and sessions.hold.moved(before, stamp):
+                sessions.release_hold()
+        if sessions.hold.phase != "none":
+            sessions.hold.held_through = self.stamp
+        self._append_before, self._append = self._append, append
+        sessions.time = clock.time
         return True
 
-    # Control records
+    def _decided_stamp(self, append: int) -> int:
+        """Return the stamp of a record that has waited, or came while stamps are doubtful; say how it is judged."""
+        sessions, given = self.sessions, self._given_stamp
+        own = append if self._clock_stands else self.clock.record(append)
+        stamp = own if given is None else given
+        doubtful = given is not None or self.clock.doubtful
+        sessions.doubt_ms = max(stamp, self.stamp) - (self.clock.time if doubtful else own)
+        sessions.undecided = False
+        return stamp
 
-    def _control(self, record: ClockTick | RevocationOrdered | PolicyAdopted, stamp: int) -> None:
-        if not self._signed():
-            self._dead_letter(
-                f"{record.type}: mac is missing or wrong: only workers write this, under LAPSE_WORKER_KEY"
-            )
-        elif isinstance(record, RevocationOrdered):
-            self.sessions.revoke(record.revocation, record.at, stamp, self._offset)
-        elif isinstance(record, PolicyAdopted):
-            self.sessions.adopt_policy(record.version, record.policy, stamp)
-        elif record.epoch < self.epoch:
-            self.sessions.counters["ticks_of_former_owners"] += 1
-        else:
-            self.epoch = record.epoch
-            self.sessions.effects.ticked = True
-            assert self._append is not None  # noqa: S101  # a record is being applied, so it has an append time
-            self.clock.tick(self._append, record)
-            if self.sessions.hold.tick(stamp, record):
-                self.sessions.release_hold(stamp)
+    def _judge_as_usual(self) -> None:
+        self._decided, self._given_stamp, self._clock_stands = False, None, False
+        self.sessions.doubt_ms = 0
+        self.sessions.undecided = not self.clock.final
 
-    def _signed(self) -> bool:
-        settings = self.settings
-        record = orjson.loads(self._value)  # type: ignore[arg-type]  # the models have read it, so it is bytes
-        return verify(record, topic=settings.topic, partition=settings.partition, key=settings.worker_key)
-
-    # Records of other partitions
-
-    def _forward(self, partition: int, entry: int | None) -> None:
-        record: dict[str, Any] = orjson.loads(self._value)  # type: ignore[arg-type]  # it has been read before
-        if record.get("forwarded") is not None:
-            raise BadRecord(f"forwarded to partition {self.settings.partition}, but its subject belongs to {partition}")
-        if entry is not None:
-            row = dict(zip(PackedRow.__struct_fields__, record["touches"][entry], strict=False))
-            row = {name: value for name, value in row.items() if value is not None}
-            record = {"type": "session.touched", "service": record["service"], **row}
-        stamp = self.clock.stamp
-        record.pop("mac", None)
-        record["forwarded"] = [self.settings.partition, self._offset, entry, stamp]
-        self.sessions.effects.forwards.append(Forward(partition, record, stamp))
-
-    def _forwarded(self, record: _SessionActivity, stamp: int) -> None:
-        """Apply a record that another partition's owner sent here: once for each origin."""
-        if not self._signed():
-            raise BadRecord(f"{record.type}: forwarded, but its mac is missing or wrong: only workers forward")
-        assert record.forwarded is not None  # noqa: S101  # the caller asked
-        partition, offset, entry, sent_at = record.forwarded
-        origin = (offset, -1 if entry is None else entry)
-        if origin <= self.origins.get(partition, (-1, -1)):
-            self.sessions.counters["forwards_repeated"] += 1
-            return
-        self._activity(record, stamp, min(sent_at, stamp))
-        self.origins[partition] = origin
-
-    # Packed touches
-
-    def _packed(self, record: PlainPacked, stamp: int) -> None:
-        table = self.sessions.table
-        slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
-        last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
-        dirty, age_max = table.dirty, self.settings.age_max_ms
-        for index, row in enumerate(record.touches):
-            slot = slot_of(row.session)
-            if (
-                slot is not None
-                and subjects[slot] == row.subject
-                and tenants[slot] == row.tenant
-                and stamp < (last_seen := last_seen_at[slot]) + idle_ms[slot]
-                and stamp < absolute_due_at[slot]
-                and 0 <= (age := row.age_ms) <= age_max
-                and row.since_ms is None
-                and row.pause_ms is None
-            ):
-                instant = stamp - age
-                if instant > last_seen:
-                    last_seen_at[slot] = instant
-                    dirty[slot >> 6] = 1
-            else:
-                self._entry(row, record.service, index, stamp)
-
-    def _packed_with_bad_entries(self, record: PackedTouches, stamp: int) -> None:
-        for index, entry in enumerate(record.touches):
-            try:
-                row = PackedRow(*parse_packed_entry(entry, index))
-            except BadRecord as bad:
-                self._dead_letter(bad.reason, index)
-            else:
-                self._entry(row, record.service, index, stamp)
-
-    def _entry(self, row: PackedRow, service: str, index: int, stamp: int) -> None:
-        """Apply one entry of a packed record the long way."""
-        if row.tenant is not None and "/" in row.tenant:
-            self._dead_letter(f"touches[{index}].tenant: must not contain '/'", index)
-            return
-        if not self._belongs(row.session, row.subject, row.tenant, index):
-            return
+    def _tick(self, record: ClockTick) -> bool:
+        """Let a valid tick move log time; return False for one of a former owner."""
         sessions = self.sessions
-        slot = sessions.table.slot_of.get(row.session)
-        age_ms = self._clamped(row.age_ms)
-        if slot is not None and sessions.table.state[slot] == ENDED:
-            sessions.violate(slot, row.subject, row.tenant, service, stamp - age_ms)
-            return
-        touch = Touch(age_ms, None if row.since_ms is None else self._clamped(row.since_ms), row.pause_ms)
-        if slot is None or sessions.table.state[slot] == BARRED:
-            sessions.adopt(row.session, row.subject, row.tenant, service, touch, stamp, self._offset)
-        else:
-            sessions.touch(slot, touch, stamp, stamp)
+        if record.epoch < self.tick_epoch:
+            sessions.counters["ticks_of_former_owners"] += 1
+            return False
+        self.tick_epoch = record.epoch
+        sessions.effects.ticked = True
+        if not self._clock_stands:
+            doubtful = self.clock.doubtful
+            assert self._append is not None  # noqa: S101  # a record is being applied, so it has an append time
+            decision = self.clock.tick(self._append, record)
+            if decision is not None and decision.alarm is not None:
+                self._alarm(decision.alarm)
+                if doubtful:
+                    sessions.cap(decision.stamp)
+                    self.stamp = min(self.stamp, decision.stamp)
+            if doubtful and decision is not None and not self._decided:
+                self._judge_as_usual()
+        sessions.time = self.clock.time
+        return True
 
-    def _dead_letter(self, reason: str, entry: int | None = None) -> None:
-        settings = self.settings
-        self.sessions.counters["dead_letters"] += 1
-        self.sessions.effects.dead_letters.append(
-            DeadLetter.of(settings.topic, settings.partition, self._offset, self._value, reason, entry)
-        )
+    def _alarm(self, alarm: ClockAlarm) -> None:
+        self.sessions.counters["clock_steps"] += 1
+        self.sessions.effects.alarms.append(alarm)
+
+    # Waiting
+
+    def _begin_to_wait(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        self._waiting = Waiting(self.clock.copy(), self.tick_epoch, self._read_tick)
+        return records
+
+    def _wait(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
+        """Let records wait, until one decides about them; return those that are to be looked at then."""
+        waiting = self._waiting
+        assert waiting is not None  # noqa: S101  # the caller asked
+        rest = iter(records)
+        for record in rest:
+            outcome = waiting.add(record)
+            if outcome is not None:
+                self._waiting = None
+                self._apply_decided(outcome)
+                return [*outcome.anew, *rest]
+        return ()
+
+    def _apply_decided(self, outcome: Outcome[LogRecord]) -> None:
+        """Apply the records that waited, by what was decided about them."""
+        decision, records = outcome.decision, outcome.applied
+        self._decided, self._given_stamp = True, outcome.stamp
+        if outcome.stamp is not None:
+            self.raised = (self.stamp, outcome.stamp)
+        if decision is not None and decision.alarm is not None:
+            self._alarm(decision.alarm)
+            self._clock_stands = True
+            self._run(records[:-1])
+            self.clock = outcome.clock  # the last one is the tick that decided: log time moves with it
+            self._run(records[-1:])
+        else:
+            if decision is None and outcome.suspicious:
+                self.clock.presume()
+            self._run(records)
+        self._judge_as_usual()
+
+    def _read_tick(self, record: LogRecord) -> ClockTick | None:
+        value = record.value
+        if value is None or b"clock.tick" not in value:
+            return None
+        try:
+            tick = parse_activity(value)
+        except BadRecord:
+            return None
+        return tick if isinstance(tick, ClockTick) and self._signed(value) else None
 
     # Checkpoints
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lapse.pipeline.engine.log_clock import ClockAlarm
 from lapse.schemas import DeadLetter, SessionEnded, SessionExpiring, Violation
 
 __all__ = ["Checkpoint", "Effects", "Forward"]
@@ -34,6 +35,8 @@ class Effects:
     violations: list[Violation] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     forwards: list[Forward] = field(default_factory=list)
+    alarms: list[ClockAlarm] = field(default_factory=list)
+    """Steps of the broker's clock that were taken out."""
     ticked: bool = False
     """A valid tick of the current or a newer epoch was among the records."""
 

@@ -1,17 +1,19 @@
 """When is which session over? The rules, on the table of one partition.
 
-A live session is due at `min(last_seen_at + idle, started_at + absolute)`; it is live while `now < due`.
+A live session is due at `min(last_seen_at + idle, started_at + absolute)`; it is live while `now < due`. Two readings
+of the clock (log_clock.py): `time`, which has certainly come, settles; a record's stamp judges and is what it moves.
 
     who moves what     started, touched, elevated move last_seen_at to the maximum of instants; refreshed, closed do not
-    settled, no hold   stamp >= idle due + grace, or stamp >= absolute due: ends by the earlier limit, at a tie absolute
-    settled in a hold  stamp >= absolute due: ends as absolute at that limit; idle endings wait for the end of the hold
+    settled, no hold   time >= idle due + grace, or time >= absolute due: ends by the earlier limit, at a tie absolute
+    settled in a hold  time >= absolute due: ends as absolute at that limit; idle endings wait for the end of the hold
     counts             the first instant it stands for is before idle due, its longest pause is below the idle limit,
                        and its stamp is before idle due + grace (any stamp in a hold) and before the absolute due
+    may be late        it would not count by a stamp that is not confirmed: `Undecided`, before anything is changed
     close              in time, or in a hold: closed at its instant; in the grace after idle due: idle, at once
     revocation         live sessions of the target that started at or before its instant, at once; kept as a cutoff
 
-Every record first settles what is over at its stamp (`settle`), then is applied (the other methods); what it makes
-due itself is settled by the next record. Timers are lazy: see wheel.py. A session within its warning window is kept
+Every record first settles what is over (`settle`), then is applied (the other methods); what it makes due itself is
+settled by the next record. Timers are lazy: see wheel.py. A session within its warning window is kept
 out of the hot path (table.py), so that its next touch is seen here.
 
 Source: DESIGN.md sections 2 and 3.
@@ -33,6 +35,7 @@ from lapse.pipeline.engine.table import ADOPTED, BARRED, ENDED, LIVE, SessionTab
 from lapse.pipeline.engine.touch import Touch
 from lapse.pipeline.engine.wheel import NEVER, TimingWheel
 from lapse.schemas import (
+    DURATION_MAX_MS,
     Cause,
     Evidence,
     Policy,
@@ -44,7 +47,7 @@ from lapse.schemas import (
     ending_id,
 )
 
-__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "VIOLATIONS_UNREPORTED", "Sessions"]
+__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "VIOLATIONS_UNREPORTED", "Sessions", "Undecided"]
 
 VIOLATORS_MAX = 64
 """Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
@@ -58,6 +61,10 @@ REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subje
 VIOLATIONS_UNREPORTED = "violations_unreported"
 
 
+class Undecided(Exception):  # nothing is wrong: it has to wait
+    """An activity may be late, by a stamp that is not confirmed yet. Nothing was changed."""
+
+
 class Sessions:
     """The sessions of one partition and their rules. Stamps and instants are epoch ms of the log's scale."""
 
@@ -69,8 +76,12 @@ class Sessions:
         self.cutoffs = Cutoffs(settings.session_life_max_ms)
         self.hold = Hold(settings.gap_ms, settings.gap_grace_ms)
         self.counters: Counter[str] = Counter()
-        self.settled: list[SessionEnded] = []
-        """Endings that are settled and not yet released by log time, in the order of their decisions."""
+        self.time = 0
+        """Log time: how far time has certainly come."""
+        self.undecided = False
+        """Whether the present record's stamp is not confirmed, so that what is late by it is not known to be."""
+        self.doubt_ms = 0
+        """By how much the present record's stamp may be too high, a step being known of: it is judged without that."""
         self.effects = Effects()
         self._evidence = Evidence(partition=settings.partition, offset=0)  # one for all endings of a record
         self._delayed: set[int] = set()  # slots whose idle ending the present hold delays
@@ -87,15 +98,15 @@ class Sessions:
         expiry = self.cutoffs.next_expiry_at
         return at if expiry is None or expiry > at else expiry
 
-    def next_due_at(self, stamp: int) -> int | None:
-        """Return the exact instant at which something is next settled or warned of, as of `stamp`; None: nothing."""
+    def next_due_at(self) -> int | None:
+        """Return the exact instant at which something is next settled or warned of; None: nothing."""
         at = None
         while (top := self.wheel.peek()) is not None:
             at, slot = top
-            target = self._target(slot, stamp)
+            target = self._target(slot)
             if target <= at:
                 break
-            if self.hold.on and self._settle_at(slot) <= stamp:
+            if self.hold.on and self._settle_at(slot) <= self.time:
                 self._delayed.add(slot)  # its last record made it due: the hold delays it from now on
             self.wheel.arm(slot, target)
             at = None
@@ -107,35 +118,35 @@ class Sessions:
     # Settling
 
     def settle(self, stamp: int, offset: int) -> None:
-        """End what is over at this stamp, warn of what soon will be, forget what has been remembered long enough."""
+        """End what is over, by this record, warn of what soon will be, forget what has been remembered long enough."""
         endings: list[SessionEnded] = []
         warnings: list[SessionExpiring] = []
-        for slot in self.wheel.expire(stamp):
+        for slot in self.wheel.expire(self.time):
             self._look_at(slot, stamp, offset, endings, warnings)
         endings.sort(key=lambda ending: (ending.due_at, ending.session))
         warnings.sort(key=lambda warning: (warning.due_at, warning.session))
-        self.settled.extend(endings)
+        self.effects.endings.extend(endings)
         self.effects.warnings.extend(warnings)
-        if not self.hold.on:
+        if not self.hold.on and self.time >= self.hold.held_through:
             self.hold.held_through = -1  # all that the last hold delayed has been settled now
-        self._forget(stamp)
+        self._forget()
 
-    def release_hold(self, stamp: int) -> None:
+    def release_hold(self) -> None:
         """The hold is over: look at all that it delayed, at the next settling."""
         for slot in self._delayed:
             if self.table.is_live(slot):
-                self.wheel.arm(slot, stamp)
+                self.wheel.arm(slot, self.time)
         self._delayed.clear()
 
     def _look_at(
         self, slot: int, stamp: int, offset: int, endings: list[SessionEnded], warnings: list[SessionExpiring]
     ) -> None:
-        table, hold = self.table, self.hold
+        table, hold, time = self.table, self.hold, self.time
         idle_due = table.idle_due_at(slot)
         absolute_due = table.absolute_due_at[slot]
-        idle_over = stamp >= idle_due + self.settings.grace_ms
+        idle_over = time >= idle_due + self.settings.grace_ms
         if hold.on:
-            if stamp >= absolute_due:
+            if time >= absolute_due:
                 delayed = idle_due + self.settings.grace_ms < absolute_due
                 endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset, held=delayed))
                 return
@@ -143,7 +154,7 @@ class Sessions:
                 self._delayed.add(slot)
                 self.wheel.arm(slot, absolute_due)
                 return
-        elif idle_over or stamp >= absolute_due:
+        elif idle_over or time >= absolute_due:
             delayed = idle_due + self.settings.grace_ms <= hold.held_through
             if absolute_due <= idle_due or (delayed and absolute_due <= hold.ended_at):
                 endings.append(self._end(slot, Cause.ABSOLUTE, absolute_due, stamp, offset, held=delayed))
@@ -152,8 +163,8 @@ class Sessions:
             return
         due = min(idle_due, absolute_due)
         warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-        if warn_before is not None and stamp >= due - warn_before and table.warned.get(slot) != due:
-            if due > stamp:
+        if warn_before is not None and time >= due - warn_before and table.warned.get(slot) != due:
+            if due > time:
                 warnings.append(
                     SessionExpiring(
                         session=table.sessions[slot],
@@ -161,45 +172,45 @@ class Sessions:
                         tenant=table.tenants[slot],
                         cause=Cause.IDLE if idle_due < absolute_due else Cause.ABSOLUTE,
                         due_at=due,
-                        in_ms=due - stamp,
+                        in_ms=due - time,
                     )
                 )
             table.warned[slot] = due
             table.idle_ms[slot] = 0
             table.touch_chunk(slot)
-        self.wheel.arm(slot, self._target(slot, stamp))
+        self.wheel.arm(slot, self._target(slot))
 
-    def _target(self, slot: int, stamp: int) -> int:
+    def _target(self, slot: int) -> int:
         """Return the instant at which a live slot has to be looked at."""
         settle_at = self._settle_at(slot)
-        if self.hold.on and settle_at <= stamp:
+        if self.hold.on and settle_at <= self.time:
             settle_at = self.table.absolute_due_at[slot]
-        return min(settle_at, self._warn_at(slot, stamp))
+        return min(settle_at, self._warn_at(slot))
 
     def _settle_at(self, slot: int) -> int:
         table = self.table
         return min(table.idle_due_at(slot) + self.settings.grace_ms, table.absolute_due_at[slot], NEVER)
 
-    def _warn_at(self, slot: int, stamp: int) -> int:
+    def _warn_at(self, slot: int) -> int:
         """Return the instant at which to warn of a live slot's due; NEVER: not at all, or done, or the due is past."""
         table = self.table
         due = min(table.idle_due_at(slot), table.absolute_due_at[slot])
         warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-        if warn_before is None or not stamp < due < NEVER or table.warned.get(slot) == due:
+        if warn_before is None or not self.time < due < NEVER or table.warned.get(slot) == due:
             return NEVER
         return due - warn_before
 
-    def _moved(self, slot: int, stamp: int) -> None:
+    def _moved(self, slot: int) -> None:
         """A live slot's due was moved by other than the hot path: arm it, and end its warning if it left the window."""
         table = self.table
         if slot in table.warned:
             due = min(table.idle_due_at(slot), table.absolute_due_at[slot])
             warn_before = table.classes.limits[table.class_of[slot]].warn_before_ms
-            if warn_before is None or stamp < due - warn_before:
+            if warn_before is None or self.time < due - warn_before:
                 del table.warned[slot]
                 table.derive(slot)
                 table.touch_chunk(slot)
-        self.wheel.arm(slot, max(min(self._settle_at(slot), self._warn_at(slot, stamp)), 0))
+        self.wheel.arm(slot, max(min(self._settle_at(slot), self._warn_at(slot)), 0))
 
     def _end(
         self,
@@ -248,14 +259,14 @@ class Sessions:
         heappush(self._forgets, (stamp + settings.ended_memory_ms, slot))
         return ending
 
-    def _forget(self, stamp: int) -> None:
+    def _forget(self) -> None:
         table, forgets = self.table, self._forgets
-        while forgets and forgets[0][0] <= stamp:
+        while forgets and forgets[0][0] <= self.time:
             at, slot = heappop(forgets)
             if at == self._forgotten_at(slot):
                 table.free(slot)
         if self.cutoffs:
-            self.cutoffs.expire(stamp)
+            self.cutoffs.expire(self.time)
 
     def _forgotten_at(self, slot: int) -> int:
         state, since = self.table.state[slot], self.table.last_seen_at[slot]
@@ -273,22 +284,27 @@ class Sessions:
             touch: its ages count from `stamp`.
             stamp: of the record.
             sent_at: the stamp by which it must be in time: the record's own, or where it was forwarded the one it had.
+
+        Raises:
+            Undecided: it may be late.
         """
         idle_due = self.table.idle_due_at(slot)
         if self._count(slot, touch, stamp, sent_at) and (slot in self.table.warned or stamp >= idle_due):
-            self._moved(slot, stamp)  # nobody else looks at its new due in time to warn of it
+            self._moved(slot)  # nobody else looks at its new due in time to warn of it
 
     def _count(self, slot: int, touch: Touch, stamp: int, sent_at: int) -> bool:
         """Move last_seen_at if the activity is in time; return whether it moved."""
         table = self.table
         limits = table.classes.limits[table.class_of[slot]]
-        idle_due = table.idle_due_at(slot)
-        if (
-            sent_at >= table.absolute_due_at[slot]
-            or stamp - touch.since_ms >= idle_due
-            or (limits.idle_ms is not None and touch.pause_ms >= limits.idle_ms)
-            or not (self.hold.on or sent_at < idle_due + self.settings.grace_ms)
-        ):
+        idle_due, judged_at = table.idle_due_at(slot), sent_at - self.doubt_ms
+        late = (
+            judged_at >= table.absolute_due_at[slot]
+            or stamp - self.doubt_ms - touch.since_ms >= idle_due
+            or not (self.hold.on or judged_at < idle_due + self.settings.grace_ms)
+        )
+        if late and self.undecided:
+            raise Undecided
+        if late or (limits.idle_ms is not None and touch.pause_ms >= limits.idle_ms):
             self.counters["activities_late"] += 1
             return False
         seen_at = stamp - touch.age_ms + self._capped(slot, touch.hold_ms)
@@ -309,8 +325,6 @@ class Sessions:
             tuple(sorted(record.attributes.items())),
             record.token_life_ms,
         )
-        if record.policy is not None and not self.book.knows(record.policy):
-            self.counters["policies_unknown"] += 1
         slot = table.slot_of.get(record.session)
         if slot is None and not self._has_room(record.subject, kind):
             return
@@ -327,6 +341,8 @@ class Sessions:
             self._begun(slot, instant, stamp, offset)
         elif table.state[slot] == LIVE:
             self.touch(slot, touch, stamp, sent_at)
+        if record.policy is not None and not self.book.knows(record.policy):
+            self.counters["policies_unknown"] += 1
 
     def adopt(
         self, session: str, subject: str, tenant: str | None, service: str, touch: Touch, stamp: int, offset: int
@@ -393,10 +409,10 @@ class Sessions:
         table = self.table
         order = order or self.cutoffs.covering(table.subjects[slot], table.tenants[slot], started_at)
         if order is None:
-            self._moved(slot, stamp)
+            self._moved(slot)
             return
         at, revocation = order
-        self.settled.append(self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation))
+        self.effects.endings.append(self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation))
 
     def _capped(self, slot: int, hold_ms: int) -> int:
         hold_max_ms = self.table.classes.limits[self.table.class_of[slot]].hold_max_ms
@@ -409,6 +425,9 @@ class Sessions:
 
         A close that was forwarded may come when the session is over at `stamp`. If it was too late where it was found
         (`sent_at`), the session ends by its limit, which the close's own record then settles.
+
+        Raises:
+            Undecided: it may be late.
         """
         table = self.table
         slot = table.slot_of.get(session)
@@ -421,12 +440,15 @@ class Sessions:
         elif table.is_live(slot):
             idle_due = table.idle_due_at(slot)
             release_at = idle_due + self.settings.grace_ms
-            if max(instant, sent_at) < table.absolute_due_at[slot] and (
-                self.hold.on or (instant < idle_due and sent_at < release_at)
+            judged_at = sent_at - self.doubt_ms
+            if max(instant - self.doubt_ms, judged_at) < table.absolute_due_at[slot] and (
+                self.hold.on or (instant - self.doubt_ms < idle_due and judged_at < release_at)
             ):
-                self.settled.append(self._end(slot, Cause.CLOSED, instant, stamp, offset))
-            elif stamp < min(release_at, table.absolute_due_at[slot]):
-                self.settled.append(self._end(slot, Cause.IDLE, idle_due, stamp, offset))
+                self.effects.endings.append(self._end(slot, Cause.CLOSED, instant, stamp, offset))
+            elif self.undecided:
+                raise Undecided
+            elif stamp - self.doubt_ms < min(release_at, table.absolute_due_at[slot]):
+                self.effects.endings.append(self._end(slot, Cause.IDLE, idle_due, stamp, offset))
 
     def violate(self, slot: int, subject: str, tenant: str | None, service: str, instant: int) -> None:
         """Take in activity of an ended session: a violation when a service accepted it well after the end."""
@@ -457,8 +479,15 @@ class Sessions:
 
     # Orders of operators
 
-    def revoke(self, revocation: Revocation, ordered_at: int, stamp: int, offset: int) -> None:
-        """Apply a revocation ordered at `ordered_at`: end what it covers, and keep it for what comes late."""
+    def revoke(self, revocation: Revocation, ordered_at: int, covers_at: int, stamp: int, offset: int) -> None:
+        """Apply a revocation: end what it covers, and keep it for what comes late.
+
+        Args:
+            revocation: its target decides whom it covers.
+            ordered_at: sessions that started after it are not meant.
+            covers_at: >= ordered_at: those that are live now end if they started by then.
+            stamp, offset: of the copy.
+        """
         table = self.table
         at = min(ordered_at, stamp)
         if revocation.session is not None:
@@ -466,7 +495,7 @@ class Sessions:
             if slot is None:
                 self._bar(revocation.session, revocation, at)
             elif table.is_live(slot):
-                self.settled.append(self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation.id))
+                self.effects.endings.append(self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation.id))
             elif table.state[slot] == BARRED and (at, revocation.id) < (table.last_seen_at[slot], table.barred[slot]):
                 table.free(slot)
                 self._bar(revocation.session, revocation, at)
@@ -477,10 +506,10 @@ class Sessions:
         endings = [
             self._end(slot, Cause.REVOKED, at, stamp, offset, revocation=revocation.id)
             for slot in self._covered(revocation)
-            if table.started_at[slot] <= at
+            if table.started_at[slot] <= (covers_at if covers_at > ordered_at else at)
         ]
         endings.sort(key=lambda ending: ending.session)
-        self.settled.extend(endings)
+        self.effects.endings.extend(endings)
 
     def _bar(self, session: str, revocation: Revocation, at: int) -> None:
         slot = self.table.add(session, revocation.subject or "", revocation.tenant, BARRED, 0, at)
@@ -495,7 +524,7 @@ class Sessions:
             return [slot for slot in table.live_slots() if table.tenants[slot] == tenant]
         return table.live_slots()
 
-    def adopt_policy(self, version: int, policy: Policy, stamp: int) -> None:
+    def adopt_policy(self, version: int, policy: Policy) -> None:
         """Put a policy in force and derive the due instants of live sessions anew."""
         if not self.book.adopt(version, policy):
             self.counters["policies_stale"] += 1
@@ -508,7 +537,26 @@ class Sessions:
         for slot in table.live_slots():
             if table.class_of[slot] in changed:
                 table.derive(slot)
-                self._moved(slot, stamp)
+                self._moved(slot)
+
+    def cap(self, stamp: int) -> None:
+        """Take back what doubtful stamps beyond `stamp` have moved: nothing happened later than that.
+
+        How far a job's `hold_ms` reached past its instant is not known any more: so much is left to it as its policy
+        allows one.
+        """
+        table = self.table
+        for slot in table.live_slots():
+            latest = stamp
+            if table.last_seen_at[slot] > stamp:
+                latest += self._capped(slot, DURATION_MAX_MS)
+            if table.started_at[slot] <= stamp and table.last_seen_at[slot] <= latest:
+                continue
+            table.started_at[slot] = min(table.started_at[slot], stamp)
+            table.last_seen_at[slot] = min(table.last_seen_at[slot], latest)
+            table.derive(slot)
+            table.touch_chunk(slot)
+            self._moved(slot)
 
     # Checkpoints
 
@@ -521,7 +569,7 @@ class Sessions:
         last_seen_at, idle_ms, absolute_due_at = table.last_seen_at, table.idle_ms, table.absolute_due_at
         for slot in table.live_slots():
             if table.class_of[slot] in warning or slot in table.warned:
-                instants[slot] = max(min(self._settle_at(slot), self._warn_at(slot, -1)), 0)
+                instants[slot] = max(min(self._settle_at(slot), self._warn_at(slot)), 0)
             else:
                 at = last_seen_at[slot] + idle_ms[slot] + grace_ms
                 absolute_due = absolute_due_at[slot]

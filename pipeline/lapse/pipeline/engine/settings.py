@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lapse.schemas import AGE_MAX_MS
 
@@ -42,3 +43,5 @@ class EngineSettings:
     sessions_max: int = SESSIONS_MAX
     sessions_per_subject_max: int = SESSIONS_PER_SUBJECT_MAX
     classes_max: int = CLASSES_MAX
+    clock: Literal["disciplined", "append"] = "disciplined"
+    """`append`: the broker's clock is believed, and records that are no ticks move time (append_clock.py)."""

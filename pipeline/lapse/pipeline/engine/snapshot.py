@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from lapse.pipeline.engine.effects import Checkpoint
-from lapse.schemas import InvariantError, SessionEnded
+from lapse.schemas import InvariantError
 
 if TYPE_CHECKING:
     from lapse.pipeline.engine.core import PartitionEngine
@@ -44,13 +44,14 @@ def save_snapshot(engine: PartitionEngine) -> Checkpoint:
     marker = {
         "version": _VERSION,
         "offset": engine.offset,
-        "append": engine._append,  # the snapshot is the engine's other half
-        "epoch": engine.epoch,
+        "append": engine.append,
+        "stamp": engine.stamp,
+        "epoch": engine.tick_epoch,
+        "raised": engine.raised,
         "clock": engine.clock.save(),
         "hold": sessions.hold.save(),
         "policies": sessions.book.save(),
         "origins": [[partition, *origin] for partition, origin in engine.origins.items()],
-        "settled": [ending.model_dump(mode="json") for ending in sessions.settled],
         "chunks": len(sessions.table.dirty),
         "cutoffs": len(cutoffs),
     }
@@ -99,9 +100,11 @@ def _load(engine: PartitionEngine, latest: dict[bytes, bytes | None], marker: di
         )
     sessions.cutoffs.dirty.clear()
     sessions.hold.load(marker["hold"])
-    sessions.settled = [SessionEnded.model_validate_json(orjson.dumps(ending)) for ending in marker["settled"]]
-    engine.offset, engine.epoch, engine._append = marker["offset"], marker["epoch"], marker["append"]
+    engine.next_offset, engine.tick_epoch, engine.stamp = marker["offset"], marker["epoch"], marker["stamp"]
+    engine._append = marker["append"]  # the snapshot is the engine's other half
+    engine.raised = tuple(marker["raised"])
     engine.clock.load(marker["clock"])
     engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}
     sessions.rebuild()
+    sessions.time = engine.clock.time
     return engine

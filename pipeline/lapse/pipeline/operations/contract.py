@@ -13,7 +13,8 @@ What is compared, and what is left to the operator:
 | partitions | not the catalogue's, for the co-partitioned topics and the policies; others may have any number |
 | message.timestamp.type | not the catalogue's |
 | cleanup.policy | not the catalogue's, as a set |
-| retention.ms | shorter than the catalogue's (longer keeps every promise), where something is deleted |
+| retention.ms | shorter than the catalogue's (longer keeps every promise), where something is deleted; for activity, |
+|  | revocations and expiries any: their owners trim them by log time, a broker's clock must not |
 | retention.bytes | any limit, where something is deleted: records would go before their time |
 | max.message.bytes | smaller than the catalogue's |
 | compression.type | not the catalogue's, for the topics that any client writes to |

@@ -6,7 +6,11 @@ says at which instant `appended_at` it was appended in between. So
 
     appended_at - acked_ms  <=  log clock - monotonic clock  <  appended_at + 1 - sent_ms
 
-The estimate is the greatest lower bound seen, so that it is never ahead: a tick that is sent when the estimate
+Log time is that clock with its steps taken out (engine/log_clock.py). Once the engine has read two ticks of this owner,
+it can say what log time a tick will give that is sent now (`disciplined`); that is then the estimate, for it is what
+the engine will go by. Before, it is the bound above, corrected by the steps that the engine knows of.
+
+The bound is the greatest seen, so that it is never ahead: a tick that is sent when the estimate
 reaches a due instant comes back with a stamp that is not before it. It lags by the acknowledgement's way back, about
 a millisecond. The bound is lowered by what two quartz clocks may drift apart, and dropped when an upper bound falls
 below it: then the broker's clock went back.
@@ -15,6 +19,7 @@ A wrong estimate costs lateness, or a tick too many. It ends nobody: the log's o
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 __all__ = ["LogTime"]
@@ -26,9 +31,16 @@ DRIFT_MAX: Final = 500e-6
 class LogTime:
     """The estimate for one partition's log, fed by the acknowledgements of appends to it."""
 
-    __slots__ = ("_ahead_ms", "_known", "_observed_ms")
+    __slots__ = ("_ahead_ms", "_disciplined", "_known", "_observed_ms", "_offset_ms")
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        disciplined: Callable[[float], float | None] = lambda _: None,
+        offset_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Args: disciplined, offset_ms: `time_at` and `clock_offset_ms` of the engine."""
+        self._disciplined = disciplined
+        self._offset_ms = offset_ms
         self._ahead_ms = 0.0
         self._observed_ms = 0.0
         self._known = asyncio.Event()
@@ -60,8 +72,9 @@ class LogTime:
         await self._known.wait()
 
     def at(self, mono_ms: float) -> float:
-        """Return the instant that the log's clock has certainly reached at this reading of the monotonic clock.
+        """Return the log time that has certainly been reached at this reading of the monotonic clock.
 
         Defined once `known`.
         """
-        return mono_ms + self._ahead_ms
+        disciplined = self._disciplined(mono_ms)
+        return mono_ms + self._ahead_ms + self._offset_ms() if disciplined is None else disciplined

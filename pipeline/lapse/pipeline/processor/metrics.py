@@ -13,7 +13,7 @@ from operator import attrgetter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from lapse.pipeline.engine import Effects
+from lapse.pipeline.engine import ClockAlarm, Effects
 from lapse.schemas import ConfigError, SessionEnded
 
 __all__ = ["EngineNumbers", "Metrics"]
@@ -49,6 +49,15 @@ class Metrics:
         self._checkpoint_records = Counter(
             "lapse_checkpoint_records", "Records written to the state topic", registry=own
         )
+        self._clock_steps = Counter(
+            "lapse_clock_steps", "Steps of a broker's clock that were taken out of log time", ["kind"], registry=own
+        )
+        self._clock_offset = Gauge(
+            "lapse_clock_offset_seconds",
+            "What is added to append times, by steps taken out",
+            ["partition"],
+            registry=own,
+        )
         self._owned = Gauge("lapse_partitions_owned", "Partitions owned and restored", registry=own)
 
     def applied(self, records: int) -> None:
@@ -79,6 +88,11 @@ class Metrics:
         """Count one checkpoint."""
         self._checkpoints.observe(seconds)
         self._checkpoint_records.inc(records)
+
+    def clock_stepped(self, partition: int, alarm: ClockAlarm) -> None:
+        """Count a step of the broker's clock."""
+        self._clock_steps.labels(alarm.kind).inc()
+        self._clock_offset.labels(str(partition)).set(alarm.offset_ms / 1000)
 
     def owned(self, partitions: int) -> None:
         """Say how many partitions are owned."""

@@ -1,9 +1,9 @@
 """How is one owned partition run, from its restored engine to its last checkpoint?
 
-Four tasks: one applies input in batches (steps 1 and 2 of the order of effects, core.py), one ticks, one forwards,
-one checkpoints (steps 3 and 4). `_lock` is held from the moment a batch is applied until all its effects are handed
-over, so that a cut is always of an exact input offset with all that came before it published. `_checkpointing` is
-held through a checkpoint, so that there is one at a time and none is torn by the end of the ownership.
+Five tasks: one applies input in batches (steps 1 and 2 of the order of effects, core.py), one ticks, one forwards,
+one checkpoints (steps 3 and 4), one trims. `_lock` is held from the moment a batch is applied until all its effects are
+handed over, so that a cut is always of an exact input offset with all that came before it published. `_checkpointing`
+is held through a checkpoint, so that there is one at a time and none is torn by the end of the ownership.
 
 Input must be without holes. Faust may bring what it had fetched before a rebalance, or lose it; so what is missing
 between the engine's offset and a batch is read back from the log first, and what is below is dropped by the engine.
@@ -18,7 +18,7 @@ When the partition is fenced, another owner is at work: it falls silent (`lost`)
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
@@ -38,8 +38,9 @@ from lapse.pipeline.processor.publishing import Publisher
 from lapse.pipeline.processor.reading import holds_records, read_range
 from lapse.pipeline.processor.restore import Restored
 from lapse.pipeline.processor.ticks import Ticker
+from lapse.pipeline.processor.trimming import Trimmer
 from lapse.pipeline.settings import Settings
-from lapse.schemas import InvariantError, TopicNames
+from lapse.schemas import InvariantError, TopicNames, catalogue
 
 __all__ = ["OwnedPartition", "WorkerParts"]
 
@@ -98,7 +99,14 @@ class OwnedPartition:
         self._bounds = BoundsAlarm(number)
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        log_time = LogTime()
+        log_time = LogTime(self._disciplined, lambda: restored.engine.clock_offset_ms)
+        specs = catalogue(
+            parts.topics,
+            partitions=parts.settings.partitions,
+            replication=1,  # of no concern here
+            session_life_max_ms=parts.settings.session_life_max_ms,
+        )
+        self._trimmer = Trimmer(parts.settings, number, specs, restored.marks)
         self._publisher = Publisher(parts.topics, number, parts.effects, parts.metrics)
         self._forwarder = Forwarder(parts.topics, parts.effects, log_time, parts.worker_key)
         self._ticker = Ticker(
@@ -110,7 +118,7 @@ class OwnedPartition:
             log_time=log_time,
             health=parts.health,
             due_at=restored.engine.next_due_at,
-            applied=lambda: restored.engine.offset,
+            applied=lambda: restored.engine.next_offset,
         )
 
     @property
@@ -132,6 +140,10 @@ class OwnedPartition:
         self._spawn("forward", self._forwarder.run())
         self._spawn("tick", self._tick_all())
         self._spawn("checkpoint", self._checkpoint_all())
+        self._spawn(
+            "trim",
+            self._trimmer.run(self._parts.topics.activity, lambda: self._engine.clock.time, lambda: self._saved[0]),
+        )
 
     async def offer(self, records: Sequence[ConsumerRecord]) -> None:
         """Take a batch over, in log order. Waits while enough batches do; afterwards it is the next owner's."""
@@ -182,7 +194,7 @@ class OwnedPartition:
 
     async def _apply(self, records: Sequence[ConsumerRecord]) -> None:
         engine = self._engine
-        if records[0].offset > engine.offset:
+        if records[0].offset > engine.next_offset:
             missing = await self._missing(records[0].offset)
             records = [*missing, *records]
         effects = engine.apply(records)  # 1
@@ -191,15 +203,29 @@ class OwnedPartition:
         await self._publisher.publish(effects)  # 2
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
-        await self._publisher.watermark(engine.watermark())
+        for alarm in effects.alarms:
+            _log.warning(
+                "the broker's clock was set, and log time goes on without it",
+                partition=self.number,
+                kind=alarm.kind,
+                moved_ms=alarm.moved_ms,
+                offset_ms=alarm.offset_ms,
+                log_time=alarm.at,
+            )
+            self._parts.metrics.clock_stepped(self.number, alarm)
+        await self._publisher.watermark(engine.watermark(), engine.clock_offset_ms)
         self._parts.metrics.applied(len(records))
         self._bounds.look(engine.counters, clocks.mono_ms())
         self._moved.set()
         self._ticker.engine_moved()
 
+    def _disciplined(self, mono_ms: float) -> float | None:
+        # A tick says whole milliseconds, cut off.
+        return self._engine.time_at(self._ticker.epoch, int(mono_ms))
+
     async def _missing(self, stop: int) -> list[ConsumerRecord]:
         """Return what lies between the engine and the batch in hand, which Faust has not brought."""
-        start = self._engine.offset
+        start = self._engine.next_offset
         first = self._restored.fresh and start == 0
         tp = TopicPartition(self._parts.topics.activity, self.number)
         name = f"{self._parts.settings.group}-missing"
@@ -209,7 +235,7 @@ class OwnedPartition:
 
     async def _tick_all(self) -> None:
         await self._catch_up(or_wanted=True)
-        if self._engine.offset < self._restored.caught_up_at:
+        if self._engine.next_offset < self._restored.caught_up_at:
             # A forwarded record waits for an estimate of log time.
             self._ticker.take_epoch(self._engine.epoch + 1)
             ticking = asyncio.create_task(self._ticker.run())
@@ -226,15 +252,15 @@ class OwnedPartition:
         tp = TopicPartition(self._parts.topics.activity, self.number)
         name = f"{self._parts.settings.group}-missing"
         end = self._restored.caught_up_at
-        while self._engine.offset < end and not (or_wanted and self._forwarder.waiting):
+        while self._engine.next_offset < end and not (or_wanted and self._forwarder.waiting):
             self._moved.clear()
             try:
                 async with asyncio.timeout(_QUIET_S):
                     await self._moved.wait()
             except TimeoutError:
-                start = self._engine.offset
+                start = self._engine.next_offset
                 left = await holds_records(self._parts.settings.kafka, name, tp, start, end)
-                if not left and self._engine.offset == start:
+                if not left and self._engine.next_offset == start:
                     return
 
     async def _checkpoint_all(self) -> None:
@@ -265,6 +291,7 @@ class OwnedPartition:
             cut_ms = clocks.mono_ms()
             checkpoint = self._engine.cut()  # 3
             self._parts.pace.cut(self.number, (clocks.mono_ms() - cut_ms) / 1000)
+            checkpoint = replace(checkpoint, records=[*self._trimmer.take_changed(), *checkpoint.records])
             revocations = self._parts.copier.copied(self.number)
             unacknowledged = self._publisher.take_unacknowledged()
         if checkpoint.offset < self._saved[0]:

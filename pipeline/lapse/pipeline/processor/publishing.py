@@ -71,8 +71,13 @@ class Publisher:
         await self._append(topics.dead_letters, [(dead_letter_key(one), encode(one)) for one in effects.dead_letters])
         self._metrics.published(effects)
 
-    async def watermark(self, as_of: int) -> None:
-        """Vouch, if it is time and there is news, for all endings decided before `as_of`: they have been published."""
+    async def watermark(self, as_of: int, offset_ms: int) -> None:
+        """Vouch, if it is time and there is news, for all endings decided before `as_of`: they have been published.
+
+        Args:
+            as_of: log time.
+            offset_ms: of log time to append times, by which guards tell how late this watermark is.
+        """
         now_ms = clocks.mono_ms()
         if now_ms < self._next_watermark_ms or as_of <= self._as_of:
             return
@@ -81,7 +86,8 @@ class Publisher:
         behind = now_ms - self._next_watermark_ms > WATERMARK_INTERVAL_MS
         self._next_watermark_ms = (now_ms if behind else self._next_watermark_ms) + WATERMARK_INTERVAL_MS
         self._as_of = as_of
-        await self._append(self._topics.expiries, [(WATERMARK_KEY, encode(Watermark(as_of=as_of)))])
+        watermark = Watermark(as_of=as_of, offset_ms=offset_ms)
+        await self._append(self._topics.expiries, [(WATERMARK_KEY, encode(watermark))])
 
     def depends_on(self, sent: "asyncio.Future[RecordMetadata]") -> None:
         """Let the next checkpoint wait for this append too."""

@@ -26,6 +26,7 @@ from lapse.pipeline.engine import EngineSettings, PartitionEngine
 from lapse.pipeline.processor import clocks, failpoints
 from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.reading import check_input, committed_offsets, consuming, read_to_end
+from lapse.pipeline.processor.trimming import MARKS_KEY
 from lapse.pipeline.settings import Settings
 from lapse.schemas import RuntimeFault, TopicNames
 
@@ -48,6 +49,7 @@ class Restored:
         caught_up_at: the offset at which the input ended after fencing.
         fresh: whether there was no checkpoint: input begins with what the log still holds.
         revocations: up to which offset revocations have been copied; None: begin at the start.
+        marks: what trimming has saved; None: nothing.
     """
 
     engine: PartitionEngine
@@ -55,6 +57,7 @@ class Restored:
     caught_up_at: int
     fresh: bool
     revocations: int | None
+    marks: bytes | None = None
 
 
 def engine_settings(settings: Settings, worker_key: bytes, partition: int) -> EngineSettings:
@@ -101,9 +104,10 @@ async def restore(
         reach(failpoints.MID_RESTORE)
         restored = {}
         for number in numbers:  # 4
+            marks = state[number].get(MARKS_KEY)
             engine, fresh = _build(settings, worker_key, number, state.pop(number), positions, topics)
             revocations = positions.get(TopicPartition(topics.revocations, number))
-            restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations)
+            restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks)
             await asyncio.sleep(0)  # A large state takes some 100 ms to build; let other partitions' ticks through.
         states = {number: (one.engine.offset, one.engine.append) for number, one in restored.items() if not one.fresh}
         await check_input(settings.kafka, f"{settings.group}-restore", topics.activity, states)  # 5

@@ -2,8 +2,9 @@
 
 A silent log has no time, so its owner lends it some: a `clock.tick` once a second, whether the partition is busy or
 not, and one at once when something is due by the owner's own estimate of log time (log_time.py). The estimate is
-never ahead, so such a tick normally comes back late enough; where it comes back too early all the same (the broker's
-clock went back), what is left is waited for and a tick is sent again.
+what the tick will move log time to, so it normally comes back late enough; where it comes back too early all the same
+(the broker's clock was set), what is left is waited for and a tick is sent again. While records wait for the clock to
+decide (engine/waiting.py), something is due at once: ticks are what it decides by.
 
 One tick is under way at a time, so that `prev_ms` and `ack_ms` always speak of the tick before: through an outage one
 tick lies in the client, and what it proves afterwards (nothing) can be told from the `ack_ms` of the next.
@@ -113,6 +114,11 @@ class Ticker:
         self._epoch = 0
         self._prev_ms: int | None = None
         self._ack_ms: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it ticks under."""
+        return self._epoch
 
     def take_epoch(self, epoch: int) -> None:
         """Tick under this epoch from now on; it speaks of no tick before."""
