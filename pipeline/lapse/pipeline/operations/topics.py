@@ -87,7 +87,7 @@ async def _check(admin: AIOKafkaAdminClient, settings: Settings) -> list[TopicPr
 
 
 async def _check_made(admin: AIOKafkaAdminClient, settings: Settings) -> list[TopicProblem]:
-    """Check topics that have just been made: each question goes to any broker, and some hear of them later than others."""
+    """Check topics that have just been made. Any broker may be asked, and some hear of them later."""
     deadline = asyncio.get_running_loop().time() + _VISIBLE_TIMEOUT_S
     while True:
         problems = await _check(admin, settings)
