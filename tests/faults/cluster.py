@@ -27,6 +27,8 @@ from lapse.pipeline.broker.files import infra
 from lapse.pipeline.broker.probe import brokers_serving
 from lapse.pipeline.broker.properties import CLUSTER_ID, properties
 
+from tests.faults.small_disk import SmallDisk
+
 __all__ = ["NODES", "Cluster", "three_brokers"]
 
 NODES: Final = (1, 2, 3)
@@ -67,6 +69,7 @@ class Cluster:
         self._ports = dict(zip(NODES, ports[: len(NODES)], strict=True))
         self._controllers = dict(zip(NODES, ports[len(NODES) :], strict=True))
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._disks: dict[int, SmallDisk] = {}
 
     @property
     def bootstrap(self) -> str:
@@ -120,6 +123,24 @@ class Cluster:
 
     def cont(self, node: int) -> None:
         os.kill(self._processes[node].pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def small_disk(self, node: int, free_mib: int) -> Iterator[SmallDisk]:
+        """Have this broker, which is killed and started for it, keep its logs on a disk with so much left."""
+        self.kill(node)
+        self._disks[node] = SmallDisk(self._home(node) / "data", free_mib)
+        try:
+            self.start(node)
+            self.await_in_sync()
+            yield self._disks[node]
+        finally:
+            if self.runs(node):
+                self.kill(node)
+            self._disks.pop(node).take_away()
+
+    def await_end(self, node: int, within_s: float) -> None:
+        """Wait until this broker has ended by itself."""
+        self._processes[node].wait(within_s)
 
     def heal(self) -> None:
         """Let all three run and be in sync again."""
@@ -206,10 +227,11 @@ class Cluster:
 
     def _run(self, node: int) -> None:
         home = self._home(node)
+        within = self._disks[node].within if node in self._disks else []
         with (home / "broker.out").open("ab") as out:
             self._processes[node] = subprocess.Popen(
                 [
-                    *self._jvm, f"-Dlapse.broker.log={home / 'broker.log'}",
+                    *within, *self._jvm, f"-Dlapse.broker.log={home / 'broker.log'}",
                     "-cp", self._path, "kafka.Kafka", str(home / "server.properties"),
                 ],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,

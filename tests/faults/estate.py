@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,13 @@ class Worker:
     @property
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def memory_kib(self) -> int:
+        """How much of it is resident."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0])
 
     @property
     def log(self) -> str:
@@ -127,6 +135,27 @@ class Estate:
         if name not in self._workers:
             self._workers[name] = Worker(self.settings, name, self.directory, self._variables)
         return self._workers[name]
+
+    @contextlib.contextmanager
+    def supervised(self) -> Iterator[list[str]]:
+        """Start every worker again that ends by itself; the list given gets the last words of each."""
+        ended: list[str] = []
+        enough = threading.Event()
+
+        def supervise() -> None:
+            while not enough.wait(0.2):
+                for worker in self._workers.values():
+                    if not worker.runs:
+                        ended.append(worker.log[-1000:])
+                        worker.start()
+
+        thread = threading.Thread(target=supervise, name="supervisor")
+        thread.start()
+        try:
+            yield ended
+        finally:
+            enough.set()
+            thread.join()
 
     def owners(self) -> dict[int, str]:
         """Return who has written each partition's last tick."""

@@ -30,7 +30,7 @@ from aiokafka.errors import KafkaError
 from lapse.consumers import ActivityPublisher
 from lapse.schemas import Policy, Revocation, TopicNames, encode, partition_of, subject_key
 
-__all__ = ["SHORT", "STEADY", "TOUCH_INTERVAL_MS"]
+__all__ = ["SHORT", "STEADY", "STEADY_PEOPLE", "TOUCH_INTERVAL_MS"]
 
 # A touch may wait so long in the publisher; far below the idle timeouts.
 TOUCH_INTERVAL_MS: Final = 500
@@ -39,7 +39,7 @@ SHORT: Final = Policy(name="short", idle_ms=2_500, absolute_ms=10_000)
 # load of 25 on two cores a publisher was seen to take more than 6 s for one record); and half of the outage of 30 s.
 STEADY: Final = Policy(name="steady", idle_ms=15_000, absolute_ms=None)
 _STEADY_PAUSE_S: Final = 1.0
-_STEADY_PEOPLE: Final = 40
+STEADY_PEOPLE: Final = 40
 _STEP_S: Final = 0.1
 
 
@@ -69,7 +69,7 @@ class _Service:
         self._logins = 0.0
 
     async def run(self, enough: asyncio.Event) -> None:
-        for number in range(_STEADY_PEOPLE):
+        for number in range(STEADY_PEOPLE):
             self._login(f"steady-{number}", STEADY.name, float("inf"))
         before = time.time()
         while not enough.is_set():

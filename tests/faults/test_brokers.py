@@ -110,7 +110,7 @@ def test_the_transaction_coordinator_is_killed_in_a_checkpoint(cluster: Cluster,
 
 @pytest.mark.faults
 def test_a_grey_leader(cluster: Cluster, estate: Estate) -> None:
-    """SIGSTOP for 20 s: connections stay, requests time out, and no second id comes of it."""
+    """SIGSTOP for 20 s: connections stay, nothing answers, and no second id comes of it."""
     at_work(estate, seed=35)
     leader = cluster.leader(f"{estate.settings.prefix}activity", 0)
     cluster.stop(leader)
@@ -120,3 +120,48 @@ def test_a_grey_leader(cluster: Cluster, estate: Estate) -> None:
     healed(estate)
     estate.end_load()
     note("SIGSTOP of the leader of activity-0 for 20 s", estate.verify())
+
+
+@pytest.mark.faults
+def test_a_leader_is_grey_for_a_minute_and_whoever_hangs_is_started_again(cluster: Cluster, estate: Estate) -> None:
+    """Twice as long as a fetch waits for its answer, and then the client may ask the same broker who leads now.
+
+    A worker whose consumer hangs like that is ended by its watchdog, for a supervisor to start it again.
+    """
+    at_work(estate, seed=37)
+    leader = cluster.leader(f"{estate.settings.prefix}activity", 0)
+    with estate.supervised() as ended:
+        cluster.stop(leader)
+        time.sleep(60)
+        cluster.cont(leader)
+        took_s = estate.owned_by("w-1", "w-2", within_s=60)
+        cluster.await_in_sync()
+    assert all("the consumer stands still" in last_words for last_words in ended), ended
+    estate.end_load()
+    figures = {"ended_by_watchdog": len(ended), "resumed_after_s": round(took_s, 1)}
+    note("SIGSTOP of the leader of activity-0 for 60 s", figures | estate.verify())
+
+
+@pytest.mark.faults
+def test_a_brokers_disk_is_full(cluster: Cluster, estate: Estate) -> None:
+    """The broker halts by itself, the others go on; with room again it comes back from what it has on its disk."""
+    at_work(estate, seed=36)
+    with cluster.small_disk(3, free_mib=16) as disk:
+        healed(estate)
+        disk.fill()
+        began = time.monotonic()
+        cluster.await_end(3, within_s=120)
+        halted_s = time.monotonic() - began
+        time.sleep(AWAY_S)
+        healed(estate)
+        disk.free()
+        cluster.start(3)
+        cluster.await_in_sync()
+        healed(estate)
+    cluster.heal()
+    healed(estate)
+    estate.end_load()
+    note(
+        "a broker's disk is full until it halts, and for 20 s more",
+        {"halted_after_s": round(halted_s, 1)} | estate.verify(),
+    )

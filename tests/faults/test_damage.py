@@ -8,6 +8,7 @@ says what to do. The rest runs under a load, and the verifier recomputes everyth
 from __future__ import annotations
 
 import secrets
+import statistics
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ import orjson
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from lapse.schemas import partition_of
 
 from tests.cli.running import lapse
 from tests.faults.estate import PARTITIONS, Estate, until
@@ -203,15 +206,33 @@ def test_poison_and_oversize_under_load(estate: Estate) -> None:
 
 @pytest.mark.faults
 def test_a_hot_key(estate: Estate) -> None:
-    """Half of all logins are one subject's: its partition is busy, the others are as before."""
+    """Half of all logins, and so of all touches, are one subject's: its partition is busy, the others are as before."""
     one, two = estate.worker("w-1"), estate.worker("w-2")
     one.start()
     two.start()
     estate.owned_by("w-1", "w-2")
     estate.load(seed=42, logins=30, hot=True)
     time.sleep(20)
+    late = lateness(estate)
+    hot = late.pop(partition_of("hot", None, PARTITIONS))
+    others = [ms for found in late.values() for ms in found]
     one.kill()
     one.start()
     estate.owned_by("w-1", "w-2")
     estate.end_load()
-    note("hot key with half of all logins at 30 a second, one kill", estate.verify())
+    figures = {"hot_late_p50_p99_ms": quantiles_of(hot), "others_late_p50_p99_ms": quantiles_of(others)}
+    note("hot key with half of all logins at 30 a second, one kill", figures | estate.verify())
+
+
+def lateness(estate: Estate) -> dict[int, list[int]]:
+    """Return, by partition, how long after the grace each idle ending stood in the log, ms."""
+    found: dict[int, list[int]] = {number: [] for number in range(PARTITIONS)}
+    for record in estate.expiries.to_end():
+        if record.json.get("cause") == "idle":
+            found[record.partition].append(record.stamp - record.json["due_at"] - estate.settings.grace_ms)
+    return found
+
+
+def quantiles_of(values: list[int]) -> list[int]:
+    hundredths = statistics.quantiles(values, n=100)
+    return [round(hundredths[49]), round(hundredths[98])]

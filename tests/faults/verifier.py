@@ -100,6 +100,8 @@ async def verify(settings: Settings, truth: Path | None, patience_s: float) -> R
     if truth is not None:
         lived, found = _held_against_life(truth, expiries, verdict)
         problems += found
+    if problems and truth is not None:
+        _keep(truth.parent, activity=activity, revocations=revocations, expiries=expiries)
     return {
         "problems": problems[:_SHOWN],
         "problem_count": len(problems),
@@ -113,6 +115,16 @@ async def verify(settings: Settings, truth: Path | None, patience_s: float) -> R
         "healed_after_s": round(time.monotonic() - began, 1),
         **lived,
     }
+
+
+def _keep(directory: Path, **topics: Iterable[ConsumerRecord]) -> None:
+    """Write down what the problems were found in, for whoever looks for their cause: the topics are soon gone."""
+    for topic, records in topics.items():
+        with (directory / f"evidence-{topic}.jsonl").open("w") as file:
+            for one in records:
+                value = None if one.value is None else one.value.decode("utf-8", "backslashreplace")
+                row = {"partition": one.partition, "offset": one.offset, "at": one.timestamp, "value": value}
+                file.write(json.dumps(row) + "\n")
 
 
 def _ends(activity: Iterable[ConsumerRecord]) -> dict[int, int]:

@@ -70,6 +70,23 @@ async def test_a_log_that_ends_below_what_was_applied_is_another_one(settings: S
             await watch(settings.kafka, "test", topics.activity, lambda: {1: 5}, interval_s=0.1)
 
 
+@pytest.mark.broker
+async def test_an_answer_that_is_behind_once_is_an_old_leaders(settings: Settings) -> None:
+    """It ends below what was applied in two answers, and then no more: nothing is said of another log."""
+    await prepare(settings)
+    topics = TopicNames(settings.prefix)
+    asked: list[int] = []
+
+    def applied() -> dict[int, int]:
+        asked.append(5 if len(asked) % 3 < 2 else 0)
+        return {1: asked[-1]}
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3):
+            await watch(settings.kafka, "test", topics.activity, applied, interval_s=0.05)
+    assert len(asked) > 9
+
+
 @pytest.mark.parametrize(
     ("worker", "members", "found"),
     [

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import InvalidReplicationFactorError, TopicAlreadyExistsError
+from aiokafka.errors import InvalidReplicationFactorError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from lapse.pipeline.operations.connection import administering, describe_topics, raise_for
 from lapse.pipeline.operations.contract import REPLICAS_SAFE, FoundTopic, TopicProblem, compare, topic_settings
@@ -75,7 +75,7 @@ async def apply_topics(settings: Settings) -> tuple[str, ...]:
         if specs:
             await _wait_until_usable(admin, specs)
             # Whoever else made one of them in between may have made it otherwise.
-            if problems := await _check(admin, settings):
+            if problems := await _check_made(admin, settings):
                 raise WrongTopics(problems)
     return created
 
@@ -84,6 +84,17 @@ async def _check(admin: AIOKafkaAdminClient, settings: Settings) -> list[TopicPr
     specs = catalogue_of(settings, await _brokers(admin))
     found = await _find(admin, [spec.name for spec in specs])
     return compare(specs, found, settings)
+
+
+async def _check_made(admin: AIOKafkaAdminClient, settings: Settings) -> list[TopicProblem]:
+    """Check topics that have just been made. Any broker may be asked, and some hear of them later."""
+    deadline = asyncio.get_running_loop().time() + _VISIBLE_TIMEOUT_S
+    while True:
+        problems = await _check(admin, settings)
+        late = any(problem.is_missing for problem in problems) and asyncio.get_running_loop().time() < deadline
+        if not late:
+            return problems
+        await asyncio.sleep(_VISIBLE_POLL_S)
 
 
 async def _brokers(admin: AIOKafkaAdminClient) -> int:
@@ -100,6 +111,8 @@ async def _find(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, Found
     configs: dict[str, dict[str, str]] = {}
     for response in responses:
         for code, message, _, name, entries in response.resources:
+            if code == UnknownTopicOrPartitionError.errno:
+                continue  # this broker has not heard of it yet, or it was deleted since
             raise_for(code, message, f"the settings of {name} cannot be read")
             configs[name] = {entry[0]: entry[1] for entry in entries}
     return {
@@ -108,7 +121,7 @@ async def _find(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, Found
             replicas=min(len(partition["replicas"]) for partition in topics[name]["partitions"]),
             config=configs[name],
         )
-        for name in present
+        for name in configs
     }
 
 

@@ -34,6 +34,9 @@ _FETCH_BYTES: Final = 8 * 1024 * 1024
 _PEEK_BYTES: Final = 4_096
 _POLL_MS: Final = 500
 _RETRY_S: Final = 0.2
+# As the watchdog's (watchdog.py): what is no other log but an old leader's is right within ten seconds.
+_LOOKS: Final = 3
+_LOOK_AGAIN_S: Final = 5.0
 
 
 @asynccontextmanager
@@ -119,7 +122,8 @@ async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int
     """Refuse to go on with a log that is not the one, or not the whole one, that the states are of.
 
     A topic that was deleted and made anew begins at 0 again, and its records are taken for the old ones' successors. It
-    is told by the last applied record: at that offset there is none, or one of another append time.
+    is told by the last applied record: at that offset there is none, or one of another append time. It is looked at
+    several times, by clients that ask anew who leads: a leader that hung and wakes shows its log as it was.
 
     Args:
         bootstrap: servers, host:port, comma separated.
@@ -130,6 +134,15 @@ async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int
     Raises:
         RuntimeFault: the broker fails; records beyond the state were deleted; the topic was made anew.
     """
+    for _ in range(_LOOKS - 1):
+        try:
+            return await _look_at_input(bootstrap, name, topic, states)
+        except _AnotherLog:
+            await asyncio.sleep(_LOOK_AGAIN_S)
+    return await _look_at_input(bootstrap, name, topic, states)
+
+
+async def _look_at_input(bootstrap: str, name: str, topic: str, states: Mapping[int, tuple[int, int | None]]) -> None:
     tps = {TopicPartition(topic, number): state for number, state in states.items()}
     if not tps:
         return
@@ -210,7 +223,7 @@ async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition
 
 def another_log(topic: str, partition: int, offset: int, what: str) -> RuntimeFault:
     """Return the fault of a log that the state is not of."""
-    return RuntimeFault(
+    return _AnotherLog(
         f"{topic}-{partition} is not the log that the state at offset {offset} is of: {what}. The topic was deleted "
         "and made anew, or its end was lost. Bring it back; or, to begin anew, delete the state topic and the group's "
         "offsets and run `lapse topics apply`: sessions that are live now are then adopted at their next touch"
@@ -223,6 +236,10 @@ def _deleted(tp: TopicPartition, begins: int, start: int) -> RuntimeFault:
         "deleted before it was applied, and with it activity. Raise the topic's retention; to go on without "
         "what is lost, delete the state topic and the group's offsets"
     )
+
+
+class _AnotherLog(RuntimeFault):
+    """The log is not the one that the state is of, as far as one answer tells."""
 
 
 class _Patience:

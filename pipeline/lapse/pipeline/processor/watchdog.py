@@ -6,8 +6,9 @@ where each owned partition's log ends, and knows where its engine stands. If the
 STALL_S nothing has been, the process ends for its supervisor: a start from the last checkpoint is the tested path, a
 repair in place would not be. A broker that does not answer is an outage and no stall: counting begins anew.
 
-A log that ends below what has been applied is another log: its topic was deleted and made anew. That is a fault at
-once.
+A log that ends below what has been applied is another log: its topic was deleted and made anew. That is a fault, once
+several answers in a row have said so: a leader that hung and wakes tells where the log ended when it fell asleep, until
+it hears that it was replaced (seen).
 """
 
 import asyncio
@@ -28,6 +29,8 @@ __all__ = ["STALL_S", "StallDetector", "watch"]
 # election (18 s) is over; and it stays below the 60 s in which everything must have converged.
 STALL_S: Final = 30.0
 _INTERVAL_S: Final = 5.0
+# Answers in a row that say so make it another log. The first may have been asked while the broker still hung.
+_ANOTHER_LOG_ANSWERS: Final = 3
 _REQUEST_TIMEOUT_MS: Final = 10_000
 
 
@@ -80,6 +83,7 @@ async def watch(
     """
     loop = asyncio.get_running_loop()
     detectors: dict[int, StallDetector] = {}
+    behind: dict[int, int] = {}
     consumer: AIOKafkaConsumer | None = None
     try:
         while True:
@@ -87,6 +91,7 @@ async def watch(
             # Where the engines stand is read before the broker is asked: what comes meanwhile is not held against them.
             owned = dict(offsets())
             detectors = {number: detectors.get(number) or StallDetector(stall_s) for number in owned}
+            behind = {number: behind.get(number, 0) for number in owned}
             if not owned:
                 continue
             ends: dict[int, int] = {}
@@ -102,8 +107,10 @@ async def watch(
                 consumer = None
             for number, offset in owned.items():
                 end = ends.get(number)
-                if end is not None and end < offset:
-                    raise another_log(topic, number, offset, f"it ends at offset {end}")
+                if end is not None:
+                    behind[number] = behind[number] + 1 if end < offset else 0
+                    if behind[number] == _ANOTHER_LOG_ANSWERS:
+                        raise another_log(topic, number, offset, f"it ends at offset {end}")
                 if detectors[number].told(loop.time(), offset=offset, end=end):
                     raise RuntimeFault(
                         f"{topic}-{number} goes on (to offset {end}), but nothing beyond offset {offset} has been "
