@@ -79,6 +79,11 @@ class Proxy:
         directory.mkdir()
         self.write(directory, ports, opened=opened)
         arguments = [argument.replace("{directory}", str(directory)) for argument in self.arguments]
+        if self.name == "nginx" and os.geteuid() == 0:
+            arguments += [
+                "-g",
+                "user root;",
+            ]  # its workers would be another user's, who may not enter a test's directory
         home = {"HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
         async with process([program, *arguments], directory, home) as started:
             await listening(ports.proxy, started)

@@ -1,6 +1,8 @@
 """Is a token genuine? Real keys and signatures; the clock is set where it matters."""
 
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,36 @@ def test_a_key_set_is_read_without_secrets_private_keys_and_keys_for_encryption(
     path.write_bytes(orjson.dumps({"keys": listed[1:]}))
     with pytest.raises(ValueError, match="no public key"):
         read_key_set(str(path))
+
+
+class _Issuer(BaseHTTPRequestHandler):
+    """Serves a key set at /jwks, what is too long at /long, and a redirect to it at /moved."""
+
+    def do_GET(self) -> None:
+        self.send_response(302 if self.path == "/moved" else 200)
+        if self.path == "/moved":
+            self.send_header("Location", "/jwks")
+        self.end_headers()
+        document = orjson.dumps({"keys": [KEY.as_dict(private=False)]})
+        self.wfile.write(document.ljust(2_000_000) if self.path == "/long" else document)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def test_a_key_set_is_fetched_from_where_it_was_said_to_be_and_from_nowhere_else() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Issuer) as issuer:
+        thread = threading.Thread(target=issuer.serve_forever)
+        thread.start()
+        try:
+            at = f"http://127.0.0.1:{issuer.server_port}"
+            assert [key.kid for key in read_key_set(f"{at}/jwks")] == ["one"]
+            for path in ("moved", "long"):
+                with pytest.raises((OSError, ValueError)):
+                    read_key_set(f"{at}/{path}")
+        finally:
+            issuer.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
