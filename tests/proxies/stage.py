@@ -86,6 +86,8 @@ class Stage:
             async with httpx2.AsyncClient(timeout=30.0) as client:  # it answers once the guard has read its topics
                 assert (await client.get(url)).status_code == 200
             yield
+            started.terminate()
+            assert await started.wait() == 0
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import pytest
 import websockets
 
 from lapse.pipeline.settings import Settings
-from lapse.schemas import Cause, Revocation
+from lapse.schemas import Cause, Revocation, session_reference
 
 from tests.proxies.running import PROXIES, Proxy
 from tests.proxies.stage import Stage, login, staged
@@ -110,6 +110,24 @@ async def test_background_polling_is_no_touch(proxy: Proxy, tmp_path: Path, sett
         assert (await stage.client.get("/news", headers=polling)).status_code == 200
         assert (await stage.client.get("/news", headers=clicker.headers)).status_code == 200
         assert [touch.session for touch in await stage.touched(1)] == [clicker.reference]
+
+
+@pytest.mark.proxies
+async def test_what_only_a_trusted_proxy_may_say_no_client_can(
+    proxy: Proxy, tmp_path: Path, settings: Settings
+) -> None:
+    told = ("--cookie", "sid", "--subject-header", "X-Auth-Subject")
+    async with staged(proxy, tmp_path, settings, *told) as stage:
+        opaque, by_token = {"cookie": "sid=opaque"}, login()
+        for forged in ({**opaque, "x-auth-subject": "somebody"}, by_token.headers):
+            assert (await stage.client.get("/", headers=forged)).status_code == 200
+        assert [touch.session for touch in await stage.touched(1)] == [by_token.reference]
+        await stage.writer.revoke(Revocation(id="r-1", session=session_reference("opaque"), subject="u-9"))
+        refused, after_s = await _refused(stage, opaque)
+        _is_problem(refused, "revoked")
+        assert after_s < LIMIT_S
+        # Nor is an ended session hidden behind a live one.
+        assert (await stage.client.get("/", headers={**opaque, **by_token.headers})).status_code == 401
 
 
 @pytest.mark.proxies
