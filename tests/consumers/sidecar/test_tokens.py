@@ -18,6 +18,7 @@ from lapse.consumers.sidecar.keys import KeyRing, read_key, read_key_set
 from lapse.consumers.sidecar.tokens import Claims, RefusedToken, Tokens
 
 from tests.consumers.sidecar.support import Asking, bearer, claims, config, key_set_file, signed
+from tests.consumers.support import until
 
 KEY = ECKey.generate_key("P-256", {"kid": "one"})
 OTHER = ECKey.generate_key("P-256", {"kid": "two"})
@@ -159,6 +160,18 @@ async def test_what_cannot_be_read_leaves_the_keys_and_none_at_all_verify_nothin
     again.keys = ring.keys
     assert not await again.hurry()
     assert again.keys is not None
+
+
+async def test_keys_are_read_anew_by_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    ring = KeyRing(lambda: read_key_set(str(path)), str(path), 0.01)
+    await ring.start()
+    try:
+        for number, key in enumerate((KEY, OTHER), start=1):
+            key_set_file(path, key)
+            await until(lambda number=number: ring.generation == number)  # type: ignore[misc]  # a default binds it
+    finally:
+        await ring.stop()
 
 
 def test_a_key_set_is_read_without_secrets_private_keys_and_keys_for_encryption(tmp_path: Path) -> None:
