@@ -74,7 +74,7 @@ def made(sidecar: Sidecar, ready: Callable[[], None]) -> uvicorn.Server:
         proxy_headers=False,
         server_header=False,
         lifespan="on",
-        http="httptools",  # 16,400 questions/s where h11 answers 7,700 (2 cores, asked over loopback by one process)
+        http="httptools",  # measured: twice as many questions a second as with h11
         ws="none",
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LEAVE_S,
