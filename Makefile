@@ -5,13 +5,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROXIES := $(VENV)/.proxies
 # Seconds the demo runs; benchmarks to run (all without); paths or options for the tests.
 SECONDS_OF_DEMO ?= 60
 ONLY ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench faults broker test-containers constraints clean
+.PHONY: help setup demo test test-proxies check bench faults broker test-containers constraints clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -27,11 +28,19 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# The proxies are large (340 MB), and only tests need them.
+$(PROXIES): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,proxies]'
+	@touch $@
+
 demo: $(READY) ## Watch services, broker and processor end sessions for a minute.
 	$(BIN)/lapse demo --seconds $(SECONDS_OF_DEMO)
 
-test: $(READY) ## Run all tests, with a real broker.
+test: $(PROXIES) ## Run all tests, with a real broker and real proxies.
 	$(BIN)/python -m pytest $(ARGS)
+
+test-proxies: $(PROXIES) ## Prove the sidecar behind each proxy at length (nginx is the system's).
+	$(BIN)/python -m pytest tests/proxies -m "proxies or not proxies" $(ARGS)
 
 check: $(READY) ## Hold style, types and import arrows.
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Goal: every setting can be given as a flag, a variable and in the file, and wins in this order.
 
-Method: the table of flags is compared with the settings' own fields; a command of the test's own is told a setting in
+Method: the tables of flags are compared with the settings' own fields; a command of the test's own is told a setting in
 each place.
 """
 
@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lapse.pipeline.cli import flags
 from lapse.pipeline.cli.command import command
 from lapse.pipeline.settings import SECRETS, Settings
+from lapse.pipeline.sidecar_settings import SidecarSettings
 
 # A secret is no flag: arguments can be read by every user of the machine.
 SECRET = {f"{name}_given" for name in SECRETS}
@@ -25,6 +26,24 @@ SECRET = {f"{name}_given" for name in SECRETS}
 
 def test_every_setting_but_the_secret_is_a_flag() -> None:
     assert set(flags.FLAGS) == set(Settings.model_fields) - SECRET
+
+
+def test_every_setting_of_the_sidecar_is_a_flag_of_its_command() -> None:
+    assert set(flags.SIDECAR) == set(SidecarSettings.model_fields)
+    assert not set(flags.SIDECAR) & set(flags.FLAGS)
+
+
+@pytest.mark.parametrize("name", flags.SIDECAR)
+def test_a_flag_of_the_sidecar_says_what_its_setting_says_and_takes_what_it_takes(name: str) -> None:
+    kind, about = flags.SIDECAR[name]
+    field = SidecarSettings.model_fields[name]
+    assert about == field.description
+    assert field.annotation is not None
+    takes = set(get_args(field.annotation)) or {field.annotation}
+    if issubclass(kind, enum.Enum):
+        assert takes == {member.value for member in kind}
+    elif kind is not str or field.annotation is str:  # lists are text, comma separated
+        assert kind in takes
 
 
 @pytest.mark.parametrize("name", flags.FLAGS)

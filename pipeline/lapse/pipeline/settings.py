@@ -33,10 +33,11 @@ from pydantic_settings import (
 from lapse.pipeline.broker import record
 from lapse.schemas.errors import ConfigError
 
-__all__ = ["KAFKA_DEFAULT", "KEY_LENGTH_MIN", "SECRETS", "Settings", "is_loopback"]
+__all__ = ["FILE", "KAFKA_DEFAULT", "KEY_LENGTH_MIN", "SECRETS", "SIDECAR_TABLE", "Settings", "is_loopback"]
 
 KAFKA_DEFAULT: Final = "127.0.0.1:9092"
 FILE: Final = "lapse.toml"
+SIDECAR_TABLE: Final = "sidecar"
 
 # 16 bytes are 128 bits where a key is random; NIST SP 800-107 asks 112 of an HMAC key. Made ones have 256.
 KEY_LENGTH_MIN: Final = 16
@@ -190,6 +191,7 @@ class _File(TomlConfigSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
+        values.pop(SIDECAR_TABLE, None)  # the sidecar's own: sidecar_settings.py
         return {SECRETS.get(name, name): value for name, value in values.items()}
 
 

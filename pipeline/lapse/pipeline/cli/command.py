@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar
 
 import typer
@@ -60,25 +61,33 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def command(
-    app: typer.Typer, name: str, settings: tuple[str, ...] = flags.LOG, *, dashed: bool = False
+    app: typer.Typer,
+    name: str,
+    settings: tuple[str, ...] = flags.LOG,
+    *,
+    own: Mapping[str, tuple[type, str]] = MappingProxyType({}),
+    dashed: bool = False,
 ) -> Callable[[Body], Body]:
     """Register a function as a command that takes these settings as flags beside its own parameters.
 
     Args:
         settings: the names of the settings.
+        own: further settings, of this command alone: they reach the function as keywords, None where not given.
         dashed: whether an argument may begin with a dash, as one in 64 session references does. Short options are then
             none, not even -h, since such an argument is read as a row of them.
     """
     context = {"ignore_unknown_options": True, "help_option_names": ["--help"]} if dashed else None
 
     def register(body: Body) -> Body:
-        app.command(name, context_settings=context)(_told_by_flags(body, settings))
+        app.command(name, context_settings=context)(_told_by_flags(body, settings, own))
         return body
 
     return register
 
 
-def _told_by_flags(body: Body, names: tuple[str, ...]) -> Callable[..., None]:
+def _told_by_flags(
+    body: Body, names: tuple[str, ...], own_settings: Mapping[str, tuple[type, str]]
+) -> Callable[..., None]:
     """Return the function that typer calls: it makes the settings from the flags and turns errors into exit codes."""
 
     @functools.wraps(body)
@@ -101,8 +110,9 @@ def _told_by_flags(body: Body, names: tuple[str, ...]) -> Callable[..., None]:
     own = [
         parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in list(inspect.signature(body).parameters.values())[1:]
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    shown = [*own, *flags.parameters(names)]
+    shown = [*own, *flags.parameters(own_settings, own_settings), *flags.parameters(names)]
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # functions have it; typeshed does not say so
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     del run.__wrapped__
