@@ -58,8 +58,8 @@ class GuardStatus(Record):
         float | None,
         Field(
             allow_inf_nan=False,
-            description="The broker's clock minus this machine's, estimated; null: not known yet. Propagation is measured "
-            "on the broker's clock as estimated here.",
+            description="The broker's clock minus this machine's, estimated; null: not known yet. Propagation is "
+            "measured on the broker's clock as estimated here.",
         ),
     ] = None
 
