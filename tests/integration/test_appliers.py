@@ -1,0 +1,256 @@
+"""Goal: what has ended is gone from where it lives, whatever crashes, and operators see who does it.
+
+Method: the real program on a real broker, with a real Redis and a real HTTP receiver; endings are written as the
+processor writes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from redis.asyncio import Redis
+
+from lapse.pipeline.settings import Settings
+from lapse.schemas import GuardStatus, TopicNames, parse_dead_letter, parse_enforcement, session_reference
+
+from tests.cli.running import flags_of, lapse, program, program_environment
+from tests.consumers.appliers.test_webhook import SECRET, receiving
+from tests.consumers.support import Writer, read_all, writing
+from tests.servers import redis
+
+PATIENCE_S = 40.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+async def store(server: str) -> AsyncIterator[Any]:
+    client: Any = Redis.from_url(server)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@contextlib.asynccontextmanager
+async def applying(settings: Settings, *arguments: str, **variables: str) -> AsyncIterator[Process]:
+    """Run `lapse apply`; its standard error goes to the test's, to be seen where a test fails."""
+    process = await asyncio.create_subprocess_exec(
+        *program("apply", *arguments, *flags_of(settings)), env=program_environment(**variables), stdout=DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def committed(settings: Settings, name: str) -> dict[int, int | None]:
+    """Return what the applier's group has committed, by partition."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka, group_id=f"{settings.prefix}{name}")
+    await consumer.start()
+    try:
+        topic = TopicNames(settings.prefix).expiries
+        return {
+            number: await consumer.committed(TopicPartition(topic, number)) for number in range(settings.partitions)
+        }
+    finally:
+        await consumer.stop()
+
+
+async def until_keys(store: Any, wanted: set[str]) -> None:
+    found: set[str] = set()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while (found := {key.decode() for key in await store.keys("sess:*")}) != wanted:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"{found} instead of {wanted}") from None
+
+
+async def end(writer: Writer, *session_ids: str) -> None:
+    for number, session_id in enumerate(session_ids):
+        await writer.end(session_reference(session_id), f"u-{number}")
+
+
+async def test_sessions_of_before_of_just_now_and_written_back_are_deleted(settings: Settings, store: Any) -> None:
+    await store.mset({f"sess:{name}": b"data" for name in ("old", "gone-before", "live")})
+    async with writing(settings) as writer:
+        await end(writer, "gone-before")  # before the applier's first start
+        async with applying(
+            settings, "redis", "--layout", "connect", "--every", "1s", LAPSE_STORE=f"{_url(store)}"
+        ) as process:
+            await until_keys(store, {"sess:old", "sess:live"})
+            await store.set("sess:young", b"data")
+            await end(writer, "young", "old")
+            await until_keys(store, {"sess:live"})
+            await store.set("sess:young", b"data")  # a request that was under way saves its session
+            await until_keys(store, {"sess:live"})
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+        # While it is away a session ends; it goes on where it stopped.
+        await end(writer, "live")
+        async with applying(settings, "redis", "--layout", "connect", LAPSE_STORE=_url(store)):
+            await until_keys(store, set())
+
+
+def _url(store: Any) -> str:
+    where = store.connection_pool.connection_kwargs
+    return f"redis://{where['host']}:{where['port']}/0"
+
+
+async def test_a_crash_between_effect_and_commit_loses_nothing(settings: Settings, store: Any) -> None:
+    names = [f"s-{number}" for number in range(40)]
+    await store.mset({f"sess:{name}": b"data" for name in [*names, "live"]})
+    async with writing(settings) as writer:
+        await end(writer, *names)
+        killed = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.integration._applying", settings.kafka, settings.prefix, _url(store)
+        )
+        assert await asyncio.wait_for(killed.wait(), PATIENCE_S) == -signal.SIGKILL
+        assert set((await committed(settings, "apply-redis")).values()) <= {None, 0}
+        async with applying(settings, "redis", "--layout", "connect", LAPSE_STORE=_url(store)):
+            await until_keys(store, {"sess:live"})
+            async with asyncio.timeout(PATIENCE_S):
+                while any(offset is None for offset in (await committed(settings, "apply-redis")).values()):
+                    await asyncio.sleep(0.1)
+
+
+async def test_a_store_that_is_away_holds_the_endings_and_commits_nothing(settings: Settings, tmp_path: Path) -> None:
+    with redis(tmp_path) as url:
+        pass  # it was there once: the port is nobody's now
+    async with writing(settings) as writer:
+        await end(writer, "one")
+        async with applying(settings, "redis", "--layout", "connect", LAPSE_STORE=url):
+            await until_reported(settings, "apply-redis")
+            assert set((await committed(settings, "apply-redis")).values()) <= {None}
+
+
+async def until_reported(settings: Settings, name: str, checks: int = 0) -> GuardStatus:
+    """Return a status that the applier has reported, with so many endings seen."""
+    topic = TopicNames(settings.prefix).enforcement
+    count = 1
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            records = await read_all(settings, topic, count, timeout_s=PATIENCE_S)
+            for report in (parse_enforcement(record.value) for record in records):
+                if isinstance(report, GuardStatus) and report.service == name and report.checks >= checks:
+                    return report
+            count = len(records) + 1
+
+
+@pytest.mark.slow
+async def test_operators_see_an_applier_beside_the_guards(settings: Settings, store: Any) -> None:
+    await store.set("sess:one", b"data")
+    async with writing(settings) as writer:
+        async with applying(settings, "redis", "--layout", "connect", LAPSE_STORE=_url(store)):
+            await until_reported(settings, "apply-redis")
+            await end(writer, "one")
+            status = await until_reported(settings, "apply-redis", checks=1)
+            assert status.propagation_ms is not None
+            assert len(status.applied["expiries"]) == settings.partitions
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    outcome = await asyncio.to_thread(lapse, "fleet", "--json", settings=settings)
+                    (row,) = outcome.rows
+                    if not row["findings"]:
+                        break
+            assert row["service"] == "apply-redis"
+            assert row["refused"] == 1
+            assert outcome.code == 0
+
+
+async def test_a_webhook_begins_now_goes_on_where_it_stopped_and_dead_letters_what_is_refused(
+    settings: Settings,
+) -> None:
+    refused = session_reference("poison")
+
+    def answers(body: dict[str, Any]) -> int:
+        return 422 if body["data"]["session"] == refused else 200
+
+    options = ("--allow", "127.0.0.0/8", "--attempts", "2")
+    async with writing(settings) as writer, receiving(answers) as receiver:
+        await end(writer, "history")
+        async with applying(settings, "webhook", receiver.url, *options, LAPSE_WEBHOOK_SECRET=SECRET) as process:
+            async with asyncio.timeout(PATIENCE_S):
+                while None in (await committed(settings, "apply-webhook")).values():
+                    await asyncio.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+        await end(writer, "poison", "one", "two")
+        async with applying(settings, "webhook", receiver.url, *options, LAPSE_WEBHOOK_SECRET=SECRET):
+            (letter,) = await read_all(settings, TopicNames(settings.prefix).dead_letters, 1, timeout_s=PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                while len(set(receiver.ids)) < 3:
+                    await asyncio.sleep(0.02)
+    found = parse_dead_letter(letter.value)
+    assert "422" in found.reason
+    assert found.topic == f"{settings.prefix}expiries"
+    assert not any(session_reference("history") in body for _, body in receiver.calls)
+
+
+async def test_two_of_one_name_share_the_partitions_and_one_that_dies_is_taken_over(
+    settings: Settings, store: Any
+) -> None:
+    options = ("redis", "--layout", "connect")
+    async with (
+        writing(settings) as writer,
+        applying(settings, *options, LAPSE_STORE=_url(store)) as one,
+        applying(settings, *options, LAPSE_STORE=_url(store)),
+    ):
+        for round_number in range(3):
+            names = [f"s-{round_number}-{number}" for number in range(12)]
+            await store.mset({f"sess:{name}": b"data" for name in names})
+            await end(writer, *names)
+            await until_keys(store, set())
+            if round_number == 1:
+                os.kill(one.pid, signal.SIGKILL)
+
+
+def test_what_is_missing_or_wrong_is_told_before_anything_runs(settings: Settings) -> None:
+    for arguments, said in (
+        (("redis",), "--layout"),
+        (("redis", "--layout", "php"), "no layout"),
+        (("redis", "--layout", "flask"), "LAPSE_STORE"),
+        (("django",), "LAPSE_STORE"),
+        (("sql",), "LAPSE_STORE"),
+        (("sql", "--every", "soon"), "--every"),
+        (("webhook", "https://example.com/"), "LAPSE_WEBHOOK_SECRET"),
+        (("webhook", "https://example.com/", "--from", "there"), "--from"),
+    ):
+        outcome = lapse("apply", *arguments, settings=settings)
+        assert outcome.code == 2, arguments
+        assert said in outcome.err
+
+
+async def test_a_store_that_can_never_be_right_ends_the_program(settings: Settings, tmp_path: Path) -> None:
+    async with writing(settings):
+        process = await asyncio.create_subprocess_exec(
+            *program("apply", "sql", "--statement", "DELETE FROM x WHERE y = :reference", *flags_of(settings)),
+            env=program_environment(LAPSE_STORE=f"sqlite:///{_database(tmp_path)}"),
+            stderr=PIPE,
+        )
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert process.returncode == 1
+    assert b"no such table" in err
+    assert b"Traceback" not in err
+
+
+def _database(directory: Path) -> Path:
+    path = directory / "app.db"
+    path.touch()
+    return path
