@@ -1,4 +1,4 @@
-"""An applier that is killed between an effect and its commit: `python -m tests.integration._applying KAFKA PREFIX REDIS`.
+"""An applier that is killed between effect and commit: `python -m tests.integration._applying KAFKA PREFIX REDIS`.
 
 It ends by kill -9 as soon as the first batch has had its effect, as a machine does that loses its power.
 """

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from lapse.schemas import GuardStatus, TopicNames, parse_dead_letter, parse_enfo
 
 from tests.cli.running import flags_of, lapse, program, program_environment
 from tests.consumers.appliers.test_webhook import SECRET, receiving
-from tests.consumers.support import Writer, read_all, writing
+from tests.consumers.support import Writer, read_all, until, writing
 from tests.servers import redis
 
 PATIENCE_S = 40.0
@@ -72,14 +72,29 @@ async def committed(settings: Settings, name: str) -> dict[int, int | None]:
         await consumer.stop()
 
 
+async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Return when other processes have made it so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not await condition():  # noqa: ASYNC110  # what is awaited is another process's doing: it sets no event
+            await asyncio.sleep(0.05)
+
+
 async def until_keys(store: Any, wanted: set[str]) -> None:
-    found: set[str] = set()
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while (found := {key.decode() for key in await store.keys("sess:*")}) != wanted:
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"{found} instead of {wanted}") from None
+    """Return when these are all the sessions that the store has."""
+
+    async def holds() -> bool:
+        return {key.decode() for key in await store.keys("sess:*")} == wanted
+
+    await until_true(holds)
+
+
+async def until_committed(settings: Settings, name: str) -> None:
+    """Return when the applier's group has committed something in every partition."""
+
+    async def holds() -> bool:
+        return None not in (await committed(settings, name)).values()
+
+    await until_true(holds)
 
 
 async def end(writer: Writer, *session_ids: str) -> None:
@@ -87,6 +102,7 @@ async def end(writer: Writer, *session_ids: str) -> None:
         await writer.end(session_reference(session_id), f"u-{number}")
 
 
+@pytest.mark.slow
 async def test_sessions_of_before_of_just_now_and_written_back_are_deleted(settings: Settings, store: Any) -> None:
     await store.mset({f"sess:{name}": b"data" for name in ("old", "gone-before", "live")})
     async with writing(settings) as writer:
@@ -113,6 +129,7 @@ def _url(store: Any) -> str:
     return f"redis://{where['host']}:{where['port']}/0"
 
 
+@pytest.mark.slow
 async def test_a_crash_between_effect_and_commit_loses_nothing(settings: Settings, store: Any) -> None:
     names = [f"s-{number}" for number in range(40)]
     await store.mset({f"sess:{name}": b"data" for name in [*names, "live"]})
@@ -125,9 +142,7 @@ async def test_a_crash_between_effect_and_commit_loses_nothing(settings: Setting
         assert set((await committed(settings, "apply-redis")).values()) <= {None, 0}
         async with applying(settings, "redis", "--layout", "connect", LAPSE_STORE=_url(store)):
             await until_keys(store, {"sess:live"})
-            async with asyncio.timeout(PATIENCE_S):
-                while any(offset is None for offset in (await committed(settings, "apply-redis")).values()):
-                    await asyncio.sleep(0.1)
+            await until_committed(settings, "apply-redis")
 
 
 async def test_a_store_that_is_away_holds_the_endings_and_commits_nothing(settings: Settings, tmp_path: Path) -> None:
@@ -156,24 +171,27 @@ async def until_reported(settings: Settings, name: str, checks: int = 0) -> Guar
 @pytest.mark.slow
 async def test_operators_see_an_applier_beside_the_guards(settings: Settings, store: Any) -> None:
     await store.set("sess:one", b"data")
-    async with writing(settings) as writer:
-        async with applying(settings, "redis", "--layout", "connect", LAPSE_STORE=_url(store)):
-            await until_reported(settings, "apply-redis")
-            await end(writer, "one")
-            status = await until_reported(settings, "apply-redis", checks=1)
-            assert status.propagation_ms is not None
-            assert len(status.applied["expiries"]) == settings.partitions
-            async with asyncio.timeout(PATIENCE_S):
-                while True:
-                    outcome = await asyncio.to_thread(lapse, "fleet", "--json", settings=settings)
-                    (row,) = outcome.rows
-                    if not row["findings"]:
-                        break
-            assert row["service"] == "apply-redis"
-            assert row["refused"] == 1
-            assert outcome.code == 0
+    async with (
+        writing(settings) as writer,
+        applying(settings, "redis", "--layout", "connect", LAPSE_STORE=_url(store)),
+    ):
+        await until_reported(settings, "apply-redis")
+        await end(writer, "one")
+        status = await until_reported(settings, "apply-redis", checks=1)
+        assert status.propagation_ms is not None
+        assert len(status.applied["expiries"]) == settings.partitions
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                outcome = await asyncio.to_thread(lapse, "fleet", "--json", settings=settings)
+                (row,) = outcome.rows
+                if not row["findings"]:
+                    break
+        assert row["service"] == "apply-redis"
+        assert row["refused"] == 1
+        assert outcome.code == 0
 
 
+@pytest.mark.slow
 async def test_a_webhook_begins_now_goes_on_where_it_stopped_and_dead_letters_what_is_refused(
     settings: Settings,
 ) -> None:
@@ -186,23 +204,20 @@ async def test_a_webhook_begins_now_goes_on_where_it_stopped_and_dead_letters_wh
     async with writing(settings) as writer, receiving(answers) as receiver:
         await end(writer, "history")
         async with applying(settings, "webhook", receiver.url, *options, LAPSE_WEBHOOK_SECRET=SECRET) as process:
-            async with asyncio.timeout(PATIENCE_S):
-                while None in (await committed(settings, "apply-webhook")).values():
-                    await asyncio.sleep(0.1)
+            await until_committed(settings, "apply-webhook")
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
         await end(writer, "poison", "one", "two")
         async with applying(settings, "webhook", receiver.url, *options, LAPSE_WEBHOOK_SECRET=SECRET):
             (letter,) = await read_all(settings, TopicNames(settings.prefix).dead_letters, 1, timeout_s=PATIENCE_S)
-            async with asyncio.timeout(PATIENCE_S):
-                while len(set(receiver.ids)) < 3:
-                    await asyncio.sleep(0.02)
+            await until(lambda: len(set(receiver.ids)) >= 3, PATIENCE_S)
     found = parse_dead_letter(letter.value)
     assert "422" in found.reason
     assert found.topic == f"{settings.prefix}expiries"
     assert not any(session_reference("history") in body for _, body in receiver.calls)
 
 
+@pytest.mark.slow
 async def test_two_of_one_name_share_the_partitions_and_one_that_dies_is_taken_over(
     settings: Settings, store: Any
 ) -> None:

@@ -117,7 +117,6 @@ class Applier:
         self._floor: dict[TopicPartition, int] = {}  # up to where offsets are committed, or about to be
         self._committable: dict[TopicPartition, int] = {}
         self._committed_at = 0.0
-        self.ready = asyncio.Event()
 
     async def run(self) -> None:
         """Apply endings until cancelled.
@@ -220,7 +219,6 @@ class Applier:
         await self._commit_offsets(consumer, initial)
         if partitions:
             consumer.resume(*partitions)
-            self.ready.set()
 
     # Steps 2 to 5
 
