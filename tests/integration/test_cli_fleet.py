@@ -117,6 +117,14 @@ async def test_a_stopped_guard_and_a_service_without_one_stand_out(settings: Set
             (one,) = [one for one in ones if one["instance"] == "b"]
             assert one["silent_ms"] >= 5_000
 
+            table = await asyncio.to_thread(lapse, "fleet", settings=settings)
+            assert "has no guard" in table.out
+            assert "silent for" in table.out
+            assert table.code == 1
+            table = await asyncio.to_thread(lapse, "fleet", "--revocation", "r-1", settings=settings)
+            assert "NOT APPLIED" in table.out
+            assert "NO GUARD" in table.out
+
             os.kill(b.pid, signal.SIGCONT)
             await until_seen(settings, "b", set())
             _, ones = await asked(settings, "--revocation", "r-1")

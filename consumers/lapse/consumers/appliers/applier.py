@@ -64,8 +64,11 @@ _COMMIT_INTERVAL_S: Final = 1.0
 """How often watermarks alone are committed; what had an effect is committed at once."""
 
 _POLL_MS: Final = 200
-_REQUEST_TIMEOUT_MS: Final = 5_000
 _SESSION_TIMEOUT_MS: Final = 10_000
+_REQUEST_TIMEOUT_MS: Final = 20_000
+"""Above the session timeout: joining waits so long for a member that hangs, and a join that is given up before leaves
+a member behind that nobody is."""
+
 _START_TIMEOUT_S: Final = 30.0
 _STOP_TIMEOUT_S: Final = 5.0
 _WRITE_TIMEOUT_S: Final = 10.0
