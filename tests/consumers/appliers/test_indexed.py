@@ -87,6 +87,27 @@ async def test_a_hint_spares_the_pass() -> None:
         assert effect.passes == 1
 
 
+async def test_a_hint_that_names_another_session_deletes_nothing() -> None:
+    store = MemoryStore("mine", "yours")
+    store.hinted[session_reference("mine")] = "yours"
+    async with effect_on(store) as effect:
+        await effect.apply([ending("mine")])
+        assert set(store.sessions) == {"yours"}
+
+
+async def test_a_key_that_is_not_the_services_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore("a")
+    async with effect_on(store, lots_appended, key=b"0123456789abcdef") as effect:
+        for number in range(10):
+            await effect.apply([ending(f"s-{number}-{one}", offset=one) for one in range(10)])
+    assert [record.message for record in caplog.records if "LAPSE_REFERENCE_KEY" in record.message]
+
+
+async def lots_appended() -> Mapping[int, int]:
+    """The ends of a topic in which everything stands already: one pass covers it."""
+    return {0: 1_000_000}
+
+
 async def test_a_store_that_is_away_is_told_and_the_same_endings_have_their_effect_later() -> None:
     store = MemoryStore("a")
     async with effect_on(store) as effect:

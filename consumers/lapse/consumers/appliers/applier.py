@@ -334,6 +334,12 @@ class Applier:
                 if not failing:
                     _log.warning("%s cannot write its reports: %s %s", self.name, type(error).__name__, error)
                 failing = True
+            except (
+                Exception
+            ):  # a fault of ours: reports that ended for good would look like an applier that does not run
+                if not failing:
+                    _log.exception("the reports of %s failed and go on", self.name)
+                failing = True
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
