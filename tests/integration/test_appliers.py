@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from psycopg import AsyncConnection
 from redis.asyncio import Redis
 
 from lapse.pipeline.settings import Settings
@@ -26,7 +27,7 @@ from lapse.schemas import GuardStatus, TopicNames, parse_dead_letter, parse_enfo
 from tests.cli.running import flags_of, lapse, program, program_environment
 from tests.consumers.appliers.test_webhook import SECRET, receiving
 from tests.consumers.support import Writer, read_all, until, writing
-from tests.servers import redis
+from tests.servers import postgres, redis
 
 PATIENCE_S = 40.0
 
@@ -235,6 +236,31 @@ async def test_two_of_one_name_share_the_partitions_and_one_that_dies_is_taken_o
             await until_keys(store, set())
             if round_number == 1:
                 os.kill(one.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+async def test_djangos_table_in_postgresql_loses_what_ended_before_and_just_now(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with postgres(tmp_path) as url:
+        async with await AsyncConnection.connect(url, autocommit=True) as database, writing(settings) as writer:
+            await database.execute("CREATE TABLE django_session (session_key varchar(40) PRIMARY KEY)")
+            await database.execute("INSERT INTO django_session VALUES ('old'), ('live')")
+            await end(writer, "old")
+
+            async def left() -> set[str]:
+                return {row[0] async for row in await database.execute("SELECT session_key FROM django_session")}
+
+            async with applying(settings, "django", LAPSE_STORE=url):
+
+                async def only_live() -> bool:
+                    return await left() == {"live"}
+
+                await until_true(only_live)
+                await database.execute("INSERT INTO django_session VALUES ('young')")
+                await end(writer, "young")
+                await until_true(only_live)
+                await until_committed(settings, "apply-django")
 
 
 def test_what_is_missing_or_wrong_is_told_before_anything_runs(settings: Settings) -> None:
