@@ -100,8 +100,11 @@ def test_the_default_broker_is_the_one_that_runs_here(empty_directory: Path) -> 
     assert Settings().kafka == KAFKA_DEFAULT
 
 
+KEYS = ("worker_key", "reference_key")
+
+
 @pytest.mark.parametrize("source", ["flag", "bytes", "environment", "file"])
-@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("name", KEYS)
 def test_a_key_is_the_same_bytes_wherever_it_is_given(
     name: str, source: str, empty_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +117,21 @@ def test_a_key_is_the_same_bytes_wherever_it_is_given(
     settings = Settings(kafka="broker.example:9092", **given.get(source, {}))
     assert getattr(settings, name) == text.encode()
     assert text not in repr(settings)
+
+
+@pytest.mark.parametrize("source", ["argument", "environment", "file"])
+@pytest.mark.parametrize("name", sorted(set(SECRETS) - set(KEYS)))
+def test_what_else_is_secret_is_no_flag_and_shown_nowhere(
+    name: str, source: str, empty_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "redis://:hunter2-hunter2@redis:6379/0"
+    if source == "environment":
+        monkeypatch.setenv(SECRETS[name], text + "\n")
+    if source == "file":
+        (empty_directory / "lapse.toml").write_text(f'{name} = "{text}"\n')
+    settings = Settings(**({name: text} if source == "argument" else {}))
+    assert text in {settings.store, *settings.webhook_secrets}
+    assert "hunter2" not in repr(settings)
 
 
 def test_references_have_no_key_unless_one_is_given() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lapse.consumers
 import lapse.consumers.activity
+import lapse.consumers.appliers
 import lapse.consumers.frameworks.asgi
 import lapse.consumers.frameworks.fastapi
 import lapse.consumers.guard
@@ -32,6 +33,15 @@ def test_the_public_names_are_these() -> None:
             "session_reference",
         ],
         "lapse.consumers.activity": ["ActivityPublisher", "PublisherStats"],
+        "lapse.consumers.appliers": [
+            "Applier",
+            "Effect",
+            "Ending",
+            "IndexedEffect",
+            "Rejected",
+            "SessionStore",
+            "Unavailable",
+        ],
         "lapse.consumers.guard": [
             "ALLOWED",
             "ALLOWED_STALE",
@@ -53,6 +63,7 @@ def test_the_public_names_are_these() -> None:
 _MODULES = (
     lapse.consumers,
     lapse.consumers.activity,
+    lapse.consumers.appliers,
     lapse.consumers.guard,
     lapse.consumers.frameworks.asgi,
     lapse.consumers.frameworks.fastapi,

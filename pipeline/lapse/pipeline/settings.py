@@ -43,7 +43,12 @@ SIDECAR_TABLE: Final = "sidecar"
 KEY_LENGTH_MIN: Final = 16
 _KEY_FILE: Final = "worker.key"
 
-SECRETS: Final = {"worker_key": "LAPSE_WORKER_KEY", "reference_key": "LAPSE_REFERENCE_KEY"}
+SECRETS: Final = {
+    "worker_key": "LAPSE_WORKER_KEY",
+    "reference_key": "LAPSE_REFERENCE_KEY",
+    "store": "LAPSE_STORE",
+    "webhook_secret": "LAPSE_WEBHOOK_SECRET",
+}
 """What is no flag, since every user of a machine can read its processes' arguments, and shown in no message."""
 
 _DAY_MS: Final = 86_400_000
@@ -86,6 +91,16 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices("LAPSE_REFERENCE_KEY"),
         description="the key that services make session references with; none: plain hashes",
+    )
+    store_given: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LAPSE_STORE"),
+        description="where an applier ends sessions: redis://, postgresql:// or sqlite:///path, with its password",
+    )
+    webhook_secret_given: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("LAPSE_WEBHOOK_SECRET"),
+        description="what webhooks are signed with: whsec_...; several, separated by spaces, while they are changed",
     )
     grace_ms: int = Field(250, ge=0, le=60_000, description="the time publishing a touch may take")
     # Ticks come once a second: a gap below that would hold every idle ending for ever.
@@ -178,6 +193,18 @@ class Settings(BaseSettings):
         """The estate's key of session references: the UTF-8 bytes of `LAPSE_REFERENCE_KEY`; None: there is none."""
         given = self.reference_key_given
         return None if given is None else given.get_secret_value().strip().encode()
+
+    @property
+    def store(self) -> str | None:
+        """Where an applier ends sessions, `LAPSE_STORE`; None: it is not told."""
+        given = self.store_given
+        return None if given is None else given.get_secret_value().strip()
+
+    @property
+    def webhook_secrets(self) -> list[str]:
+        """What webhooks are signed with, `LAPSE_WEBHOOK_SECRET`."""
+        given = self.webhook_secret_given
+        return [] if given is None else given.get_secret_value().split()
 
 
 class _File(TomlConfigSettingsSource):

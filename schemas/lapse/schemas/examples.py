@@ -140,6 +140,7 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "refused": 14,
             "allowed_while_stale": 0,
             "propagation_ms": {"p50": 3.0, "p99": 9.5},
+            "clock_offset_ms": -12.4,
         },
         "guard.applied": {
             "type": "guard.applied",

@@ -54,6 +54,14 @@ class GuardStatus(Record):
     refused: Annotated[Duration, Field(description="Of these, refused.")]
     allowed_while_stale: Annotated[Duration, Field(description="Of these, let pass while stale.")]
     propagation_ms: Annotated[PropagationMs | None, Field(description="null: nothing has come yet.")] = None
+    clock_offset_ms: Annotated[
+        float | None,
+        Field(
+            allow_inf_nan=False,
+            description="The broker's clock minus this machine's, estimated; null: not known yet. Propagation is "
+            "measured on the broker's clock as estimated here.",
+        ),
+    ] = None
 
 
 class GuardApplied(Record):

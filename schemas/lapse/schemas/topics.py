@@ -248,7 +248,7 @@ def catalogue(
             "compact,delete",
             _ENFORCEMENT_RETENTION_MS,
             key="`service/instance`, and `service/instance/revocation` for guard.applied",
-            written_by="guards",
+            written_by="guards, appliers",
             what="what each guard has applied, and how fast",
         ),
         spec(
@@ -264,7 +264,7 @@ def catalogue(
             "delete",
             _COMPLAINTS_RETENTION_MS,
             key="`topic/partition/offset` of the refused record",
-            written_by="processor, guards",
+            written_by="processor, guards, appliers",
             what="what could not be read, with the reason",
         ),
     )

@@ -7,6 +7,7 @@ up first, and nothing the guard decides hangs on them. Each acknowledged status 
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -78,10 +79,15 @@ class Reporter:
         Raises:
             one of WRITE_ERRORS.
         """
-        status = self._status()
+        status = self._status().model_copy(update={"clock_offset_ms": self._clock_offset_ms()})
         await self._write(
             self._topics.enforcement, f"{status.service}/{status.instance}", encode(status), measure_clock=True
         )
+
+    def _clock_offset_ms(self) -> float | None:
+        """Return the broker's clock minus this machine's; the wall clock is read for operators to see, nothing else."""
+        broker_now = self._intake.broker_clock.since(0, self._clock())
+        return round(broker_now - time.time() * 1000, 1) if broker_now else None
 
     async def _report_applied(self) -> None:
         applied = self._intake.applied

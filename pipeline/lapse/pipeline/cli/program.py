@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from lapse.pipeline.cli import broker, demo, policy, revoke, sidecar, topics, watch, worker
+from lapse.pipeline.cli import apply, broker, demo, fleet, policy, revoke, sidecar, topics, watch, worker
 
 __all__ = ["app"]
 
@@ -17,7 +17,7 @@ class _InOrder(typer.core.TyperGroup):
     """Commands in the order in which a newcomer needs them; typer would list the groups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["broker", "topics", "run", "policy", "revoke", "watch", "sidecar", "demo"]
+        return ["broker", "topics", "run", "policy", "revoke", "watch", "fleet", "sidecar", "apply", "demo"]
 
 
 # Help is plain text: it is what docs/cli.md holds, and rich's would take longer to load than the program itself.
@@ -57,5 +57,7 @@ worker.register(app)
 app.add_typer(policy.app, name="policy")
 app.add_typer(revoke.app, name="revoke")
 watch.register(app)
+fleet.register(app)
 sidecar.register(app)
+app.add_typer(apply.app, name="apply")
 demo.register(app)

@@ -8,7 +8,8 @@ compaction or a transaction left offsets without a record; so the consumer's *po
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final, Protocol
 
 from aiokafka import AIOKafkaConsumer
@@ -18,7 +19,7 @@ from lapse.pipeline.operations.connection import consuming, require_topics
 from lapse.pipeline.settings import Settings
 from lapse.schemas.errors import RuntimeFault
 
-__all__ = ["READ_TIMEOUT_S", "Record", "follow", "read_to_end"]
+__all__ = ["READ_TIMEOUT_S", "Record", "follow", "read_to_end", "read_until"]
 
 
 class Record(Protocol):
@@ -53,28 +54,38 @@ async def read_to_end(settings: Settings, topic: str) -> list[Record]:
         tps = [TopicPartition(topic, number) for number in range(partitions)]
         consumer.assign(tps)
         ends: dict[TopicPartition, int] = await consumer.end_offsets(tps)
-        records: list[Record] = []
-        unread = set(tps)
-        deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
-        while unread:
-            fetched = await consumer.getmany(*unread, timeout_ms=_POLL_MS)
-            for tp, batch in fetched.items():
-                records += [record for record in batch if record.offset < ends[tp]]
-            reached = {tp for tp in unread if await _position(consumer, tp, deadline, topic) >= ends[tp]}
-            unread -= reached
-            if fetched or reached:
-                deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
-        return records
+        async with contextlib.aclosing(read_until(consumer, ends)) as records:
+            return [record async for record in records]
 
 
-async def _position(consumer: AIOKafkaConsumer, tp: TopicPartition, deadline: float, topic: str) -> int:
+async def read_until(consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> AsyncGenerator[Record]:
+    """Yield the records of assigned partitions, from where the consumer stands, below these offsets.
+
+    Raises:
+        RuntimeFault: a partition got no further for READ_TIMEOUT_S.
+    """
+    unread = set(ends)
+    deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
+    while unread:
+        fetched = await consumer.getmany(*unread, timeout_ms=_POLL_MS)
+        for tp, batch in fetched.items():
+            for record in batch:
+                if record.offset < ends[tp]:
+                    yield record
+        reached = {tp for tp in unread if await _position(consumer, tp, deadline) >= ends[tp]}
+        unread -= reached
+        if fetched or reached:
+            deadline = asyncio.get_running_loop().time() + READ_TIMEOUT_S
+
+
+async def _position(consumer: AIOKafkaConsumer, tp: TopicPartition, deadline: float) -> int:
     try:
         async with asyncio.timeout_at(deadline):
             position: int = await consumer.position(tp)
             return position
     except TimeoutError:
         raise RuntimeFault(
-            f"{topic} was not read to its end: partition {tp.partition} got no further in {READ_TIMEOUT_S:.0f} s; "
+            f"{tp.topic} was not read to its end: partition {tp.partition} got no further in {READ_TIMEOUT_S:.0f} s; "
             "look at the broker, then try again"
         ) from None
 

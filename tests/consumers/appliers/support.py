@@ -1,0 +1,78 @@
+"""What the appliers' tests share: endings, and a store in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from lapse.consumers.appliers import Ending, Unavailable
+from lapse.schemas import Cause, Evidence, SessionEnded, encode, ending_id, session_reference
+
+__all__ = ["MemoryStore", "ending", "nothing_appended"]
+
+_offsets = itertools.count()
+
+
+def ending(session_id: str, *, offset: int | None = None, partition: int = 0, subject: str = "u-1") -> Ending:
+    """Return the ending of a session, by default at an offset of its own."""
+    session = session_reference(session_id)
+    ended = SessionEnded(
+        id=ending_id(session),
+        session=session,
+        subject=subject,
+        tenant=None,
+        cause=Cause.IDLE,
+        started_at=0,
+        last_seen_at=0,
+        due_at=1_000,
+        decided_at=1_764_000_000_000,
+        idle_ms=1_000,
+        absolute_ms=None,
+        policy="default",
+        policy_version=None,
+        revocation=None,
+        held=False,
+        evidence=Evidence(partition=partition, offset=0),
+        deny_until=9_000_000_000_000,
+    )
+    return Ending(ended, partition, next(_offsets) if offset is None else offset, encode(ended))
+
+
+async def nothing_appended() -> Mapping[int, int]:
+    """The ends of an empty topic: what comes was appended later."""
+    return {}
+
+
+class MemoryStore:
+    """Sessions in memory, which may not answer for a while."""
+
+    def __init__(self, *ids: str) -> None:
+        self.sessions = dict.fromkeys(ids)
+        self.hinted: dict[str, str] = {}
+        self.away = False
+
+    async def start(self) -> None:
+        self._answer()
+
+    async def ids(self) -> AsyncIterator[Sequence[str]]:
+        for session_id in list(self.sessions):
+            self._answer()
+            yield [session_id]
+
+    async def hints(self, references: Sequence[str]) -> Mapping[str, str]:
+        self._answer()
+        return {one: self.hinted[one] for one in references if one in self.hinted}
+
+    async def delete(self, ids: Sequence[str], subjects: Mapping[str, str]) -> int:
+        self._answer()
+        there = [one for one in ids if one in self.sessions]
+        for one in there:
+            del self.sessions[one]
+        return len(there)
+
+    async def stop(self) -> None:
+        pass
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Unavailable("it is away")
