@@ -1,0 +1,81 @@
+"""What is the least of a failing plan that still fails, and what happens in it?
+
+Faults, people, orders and policies are left out one at a time, and people's acts by halves and one by one, as long as
+the run still fails at the same check (the first word of its message). What is left is run once more with a transcript.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from tests.simulation.plan import Plan
+from tests.simulation.runs import Failure, run_plan
+from tests.simulation.world import World
+
+__all__ = ["failure_of", "shrink", "transcript"]
+
+RUNS_MAX = 400
+LINE_MAX = 400
+
+
+def failure_of(plan: Plan, **kinds: Any) -> str | None:
+    """Return why a plan fails, or None."""
+    try:
+        run_plan(plan, **kinds)
+    except Failure as failure:
+        return str(failure)
+    return None
+
+
+def shrink(plan: Plan, fails: Callable[[Plan], str | None] = failure_of) -> Plan:
+    """Return a plan that fails at the same check, and from which nothing can be left out; it may be the same."""
+    check = _check_of(fails(plan))
+    runs, smaller = 0, True
+    while smaller and runs < RUNS_MAX:
+        smaller = False
+        for less in _less(plan):
+            runs += 1
+            if _check_of(fails(less)) == check:
+                plan, smaller = less, True
+                break
+            if runs >= RUNS_MAX:
+                break
+    return plan
+
+
+def _check_of(failure: str | None) -> str | None:
+    """Return the error's name and the check's: `world 7: AssertionError: early: ...` is both."""
+    return None if failure is None else ":".join(failure.split(":")[1:3])
+
+
+def _less(plan: Plan) -> Iterator[Plan]:
+    for name in ("faults", "people", "orders", "policies"):
+        parts = getattr(plan, name)
+        if len(parts) > 2:
+            yield replace(plan, **{name: parts[: len(parts) // 2]})
+            yield replace(plan, **{name: parts[len(parts) // 2 :]})
+        for n in range(len(parts)):
+            yield replace(plan, **{name: parts[:n] + parts[n + 1 :]})
+    for n, person in enumerate(plan.people):
+        acts = person.acts
+        cuts = [acts[: len(acts) // 2], acts[len(acts) // 2 :]] if len(acts) > 1 else []
+        for fewer in [*cuts, *(acts[:k] + acts[k + 1 :] for k in range(len(acts)))]:
+            yield replace(plan, people=(*plan.people[:n], replace(person, acts=fewer), *plan.people[n + 1 :]))
+
+
+def transcript(plan: Plan, **kinds: Any) -> str:
+    """Return what a plan has and what happens in it, in order."""
+    world = World(plan, tell=True, **kinds)
+    lines = [
+        f"clock {plan.clock}, {plan.partitions} partitions, {plan.workers} workers, {plan.limits}, "
+        f"leaders {plan.leaders}, skews {plan.skews}"
+    ]
+    lines += map(str, (*plan.faults, *plan.orders, *plan.policies, *plan.people))
+    try:
+        world.run()
+    except Exception as error:  # whatever it is, it is the failure that is told
+        world.say(f"{type(error).__name__}: {error}")
+    lines += [f"{t:10.1f}  {what}"[:LINE_MAX] for t, what in world.transcript]
+    return "\n".join(lines)
