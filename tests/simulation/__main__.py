@@ -58,7 +58,9 @@ def _run(name: str, options: argparse.Namespace) -> bool:
             told_at = time.perf_counter()
             print(f"{name}: {done} of {seeds}, {done / (told_at - began):.1f} seeds/s", file=sys.stderr, flush=True)
     rate = done / (time.perf_counter() - began)
-    print(f"{name}: {done} seeds from {options.first} held, {rate:.1f} seeds/s, {options.processes} processes", flush=True)
+    print(
+        f"{name}: {done} seeds from {options.first} held, {rate:.1f} seeds/s, {options.processes} processes", flush=True
+    )
     for what, times in sorted(figures.counts.items()):
         print(f"  {times:>12,}  {what}")
     for what, (ms, seed) in sorted(figures.longest.items()):

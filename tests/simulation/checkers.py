@@ -21,13 +21,12 @@ from typing import Any
 import orjson
 
 from lapse.pipeline.engine import Effects, PartitionEngine
-from lapse.schemas import encode, ending_id
+from lapse.schemas import SessionEnded, SessionExpiring, Violation, encode, ending_id
 
 from tests.engine.oracle import Oracle
 from tests.engine.oracle_facts import OracleEffects
 from tests.engine.records import assert_same
 from tests.simulation.broker import Commit
-from tests.simulation.plan import ClockStep
 from tests.simulation.truth import check_truth
 from tests.simulation.world import World
 
@@ -42,9 +41,8 @@ class Replay:
     """One partition's log, read once from its start.
 
     Attributes:
-        said: by topic and key, what was said: (bytes, offset of the record that settled it).
+        said: by topic and bytes, what was said, and the offset of the record that settled it.
         forwards: (offset, index) of each record that was handed out.
-        endings: by session reference.
     """
 
     def __init__(self, world: World, partition: int) -> None:
@@ -54,7 +52,7 @@ class Replay:
         # Always the engine as it is: a world may be run with another one, which this one is to tell from it.
         self.engine = PartitionEngine(world.settings[partition])
         self.effects = Effects()
-        self.said: dict[tuple[str, bytes], tuple[bytes, int]] = {}
+        self.said: dict[tuple[str, bytes], int] = {}
         self.forwards: list[tuple[int, int | None, int]] = []
         self._commits = {commit.offset: commit for commit in _sample(world.broker.commits[partition])}
         self._state: dict[bytes, bytes | None] = {}
@@ -65,18 +63,18 @@ class Replay:
         self._compare()
 
     def _note(self, effects: Effects, offset: int) -> None:
-        for topic, said in (
-            ("expiries", effects.endings),
-            ("warnings", effects.warnings),
-            ("violations", effects.violations),
-        ):
-            for one in said:  # type: ignore[attr-defined]  # each is a list of records
-                value = encode(one)
-                at = one.evidence.offset if topic == "expiries" else offset
-                self.said[topic, value] = (value, at)
+        for ending in effects.endings:
+            self._say("expiries", ending, ending.evidence.offset)
+        for warning in effects.warnings:
+            self._say("warnings", warning, offset)
+        for violation in effects.violations:
+            self._say("violations", violation, offset)
         self.forwards += [(*forward.record["forwarded"][1:3], forward.partition) for forward in effects.forwards]
         for name in ("endings", "warnings", "violations", "dead_letters", "forwards"):
             getattr(self.effects, name).extend(getattr(effects, name))
+
+    def _say(self, topic: str, record: SessionEnded | SessionExpiring | Violation, offset: int) -> None:
+        self.said[topic, encode(record)] = offset
 
     def _compare(self) -> None:
         """Hold the state against the checkpoint of this offset, until one matches.
@@ -98,7 +96,9 @@ class Replay:
         """Assert that each checkpoint in the sample is the state at its offset."""
         for offset, commit in self._commits.items():
             what = self._differences.get(offset, "no reading stops there")
-            raise AssertionError(f"state: {self.partition} saved at {offset} by {commit.worker}, not by the log: {what}")
+            raise AssertionError(
+                f"state: {self.partition} saved at {offset} by {commit.worker}, not by the log: {what}"
+            )
 
 
 def _sample(commits: list[Commit]) -> list[Commit]:
@@ -176,13 +176,15 @@ def _check_checkpoints(world: World, replay: Replay) -> None:
         position = (commit.offset, commit.revocations)
         assert min(a - b for a, b in zip(position, before, strict=True)) >= 0, f"position: {position} after {before}"
         before = position
-        for (topic, value), (_, offset) in replay.said.items():
+        for (topic, value), offset in replay.said.items():
             if topic == "expiries" and offset < commit.offset:
                 assert stands[value] < commit.expiries, f"order: {number} was saved at {commit.offset} before {value!r}"
         for offset, index, to in replay.forwards:
             if offset < commit.offset:
                 at = forwarded.get((offset, index))
-                assert at is not None, f"order: {number} was saved at {commit.offset}, {offset} is not forwarded to {to}"
+                assert at is not None, (
+                    f"order: {number} was saved at {commit.offset}, {offset} is not forwarded to {to}"
+                )
                 assert at <= commit.t, f"order: {number} was saved at {commit.offset} before {offset} was forwarded"
         for record in broker.revocations[number][: commit.revocations]:
             id = orjson.loads(record.value or b"")["id"]
@@ -233,7 +235,7 @@ def _check_converged(world: World, replay: Replay) -> None:
     assert owner.engine.offset >= len(settled), f"stuck: {number} has read to {owner.engine.offset} of {len(log)}"
     assert owner.engine.live_sessions == replay.engine.live_sessions == 0, f"resurrection: {number} has live sessions"
     ticks = [record.t for record in log if record.value is not None and b"clock.tick" in record.value]
-    assert ticks and ticks[-1] > world.now - TICKED_WITHIN_MS, f"stuck: {number} is not ticked"
-    saved = world.broker.commits[number][-1] if world.broker.commits[number] else None
+    assert max(ticks, default=0.0) > world.now - TICKED_WITHIN_MS, f"stuck: {number} is not ticked"
+    saved = world.broker.positions[number][0]
     old = [record for record in log if record.t < world.now - SAVED_WITHIN_MS]
-    assert saved is not None and saved.offset >= len(old), f"stuck: {number} is not saved"
+    assert saved >= len(old), f"stuck: {number} is saved to {saved} of {len(log)}"

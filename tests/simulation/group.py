@@ -10,8 +10,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-
-
 if TYPE_CHECKING:
     from tests.simulation.owner import Owner
     from tests.simulation.process import Process
@@ -67,6 +65,7 @@ class Group:
         if process.works or self._members.get(process.worker) is not process:
             return
         del self._members[process.worker]
+        self.assigned = {number: None if owner is process else owner for number, owner in self.assigned.items()}
         world.say(f"{process.name} is thrown out of the group")
         if process.alive:
             process.later(self._rng.uniform(50, 3000), lambda: self._learn(process))
@@ -167,6 +166,10 @@ class Group:
         process.later(self._rng.uniform(5, 200), lambda: self._take(number, process))
 
     def _take(self, number: int, process: Process) -> None:
-        if self.assigned[number] is process and number not in process.owners:
+        if self.assigned[number] is not process:
+            return
+        if number in process.owners:  # it still lets go of what it had before it was thrown out
+            process.later(BLOCKED_MS, lambda: self._take(number, process))
+        else:
             owner = process.owners[number] = self._world.owner_class(process, number)
             owner.begin()

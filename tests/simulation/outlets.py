@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tests.simulation.broker import Stored
@@ -117,7 +118,7 @@ class Outlet:
         rest = list(self._under_way)[in_socket:]
         for sent in rest:
             sent.arrives_at = max(sent.arrives_at, until + self._rng.uniform(0.3, 6))
-        for before, after in zip(rest, rest[1:], strict=False):
+        for before, after in pairwise(rest):
             after.arrives_at = max(after.arrives_at, before.arrives_at)
         if rest:
             self._last_at = max(self._last_at, rest[-1].arrives_at)

@@ -87,7 +87,9 @@ class Owner:
         self.epoch_of_id = broker.fence(number)
         self.caught_up_at = len(broker.activity[number])
         state, positions = self.world.saved_state(number), broker.positions[number]
-        self._later(self._rng.uniform(20, 200), lambda: self._reach("restored", lambda: self._restored(state, positions)))
+        self._later(
+            self._rng.uniform(20, 200), lambda: self._reach("restored", lambda: self._restored(state, positions))
+        )
 
     def _restored(self, state: dict[bytes, bytes | None], positions: tuple[int, int]) -> None:
         settings = self.world.settings[self.number]
@@ -121,7 +123,7 @@ class Owner:
             return
         self._busy = True
         effects = self.engine.apply(records)  # 1
-        self.world.heard(self, effects)
+        self.world.heard(effects)
         if start + len(records) < len(log):
             self.read_soon()
         self._reach("applied", lambda: self._publish(effects))
@@ -254,7 +256,9 @@ class Owner:
 
     def _write(self, cut: Checkpoint, revocations: int, then: Callable[[], None]) -> None:
         def write() -> None:
-            if self._when_there(write) and self._fenced_or(lambda b: b.write(self.number, self.epoch_of_id, cut.records)):
+            if self._when_there(write) and self._fenced_or(
+                lambda b: b.write(self.number, self.epoch_of_id, cut.records)
+            ):
                 self._reach("written", lambda: self._later(self._rng.uniform(1, 20), commit))
 
         def commit() -> None:
@@ -291,6 +295,8 @@ class Owner:
 
     def end(self) -> None:
         """Let go without a checkpoint."""
+        if self.over:
+            return
         self.over = True
         self.process.copier.disown(self.number)
         if self.process.owners.get(self.number) is self:

@@ -1,7 +1,7 @@
 """What does a seed decide before anything happens?
 
-A plan is all of a run that was drawn: who logs in and acts when, what operators order, what breaks. It is plain data, so
-that a failing run can be made smaller by leaving parts of it out (shrink.py). Instants and durations are ms of true
+A plan is all of a run that was drawn: who logs in and acts when, what operators order, what breaks. It is plain data,
+so that a failing run can be made smaller by leaving parts of it out (shrink.py). Instants and durations are ms of true
 time, which no engine knows. What a plan does not say (how long an append takes, how many records a read brings) is
 drawn while it runs, by each actor from a stream of its own, so that leaving out one part moves the others little.
 
@@ -206,14 +206,16 @@ class Plan:
         rng = random.Random(seed)
         partitions, workers = rng.choice((2, 2, 3)), rng.choice((2, 2, 3))
         clock: Literal["disciplined", "append"] = "append" if rng.random() < 0.2 else "disciplined"
-        limits = Limits(rng.choice((4000, 6000, 10_000)), rng.choice((12_000, 20_000, 30_000)), rng.choice((None, 1500)))
+        limits = Limits(
+            rng.choice((4000, 6000, 10_000)), rng.choice((12_000, 20_000, 30_000)), rng.choice((None, 1500))
+        )
         outages = _outages(rng)
         faults: list[Fault] = [*outages, *_worker_faults(rng, workers)]
         steps = _clock_steps(rng) if clock == "disciplined" else []
         faults += steps
         skews = (0, rng.randint(-20, 20))
         leads = {
-            # A revocation is stamped by its own topic's leader; one that was set by itself is not promised (ADR 0006 h).
+            # A revocation is stamped by its own topic's leader; one that was set is not promised (ADR 0006 h).
             "activity": tuple(rng.randint(0, 1) for _ in range(partitions)),
             "revocations": tuple(1 for _ in range(partitions)),
         }
@@ -297,14 +299,13 @@ def _worker_faults(rng: random.Random, workers: int) -> list[Fault]:
 def _clock_steps(rng: random.Random) -> list[ClockStep]:
     steps: list[ClockStep] = []
     at = rng.randint(4000, 20_000)
-    broker = rng.randint(0, 0)
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         size = rng.choice((rng.randint(20, 250), rng.randint(250, 5000), rng.randint(5000, 3_600_000), 8 * 86_400_000))
         by = rng.choice((-1, 1)) * size
         if steps and rng.random() < 0.5:
             by = -steps[-1].by
         if at <= FAULTS_UNTIL_MS:
-            steps.append(ClockStep(at, by, broker))
+            steps.append(ClockStep(at, by, 0))
         at += _STEPS_APART_MS + rng.randint(0, 5000)
     return steps
 

@@ -1,6 +1,6 @@
 """Which kinds of run are there? Each is a function of a seed that raises `Failure`.
 
-worlds      an estate of people, services, a log and workers that break (world.py), checked against the log and the truth
+worlds      people, services, a log and workers that break (world.py), checked against the log and the truth
 histories   a log at its worst (tests/engine/histories.py), the engine cut, lost and restored at random
 """
 
@@ -68,7 +68,7 @@ def run_world(seed: int, figures: Figures | None = None, **kinds: Any) -> None:
     run_plan(Plan.of(seed), figures, **kinds)
 
 
-def run_history(seed: int, figures: Figures | None = None, engine_class: type[Any] = PartitionEngine) -> None:
+def run_history(seed: int, _: Figures | None = None, *, engine_class: type[Any] = PartitionEngine) -> None:
     """Write one history and have the engine read it."""
     _run(f"history {seed}", lambda: _history(seed, engine_class))
 

@@ -6,6 +6,7 @@ the run still fails at the same check (the first word of its message). What is l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,8 @@ from tests.simulation.world import World
 __all__ = ["failure_of", "shrink", "transcript"]
 
 RUNS_MAX = 400
-LINE_MAX = 400
+LINE_MAX, LINES_MAX = 400, 400
+_MAC = re.compile(r',"mac":"[^"]*"')
 
 
 def failure_of(plan: Plan, **kinds: Any) -> str | None:
@@ -69,13 +71,15 @@ def transcript(plan: Plan, **kinds: Any) -> str:
     """Return what a plan has and what happens in it, in order."""
     world = World(plan, tell=True, **kinds)
     lines = [
-        f"clock {plan.clock}, {plan.partitions} partitions, {plan.workers} workers, {plan.limits}, "
-        f"leaders {plan.leaders}, skews {plan.skews}"
+        f"clock {plan.clock}, {plan.partitions} partitions, {plan.workers} workers, leaders {plan.leaders}",
+        f"skews {plan.skews}, {plan.limits}",
     ]
     lines += map(str, (*plan.faults, *plan.orders, *plan.policies, *plan.people))
     try:
         world.run()
     except Exception as error:  # whatever it is, it is the failure that is told
         world.say(f"{type(error).__name__}: {error}")
-    lines += [f"{t:10.1f}  {what}"[:LINE_MAX] for t, what in world.transcript]
-    return "\n".join(lines)
+    told = [f"{t:10.1f}  {_MAC.sub('', what)}"[:LINE_MAX] for t, what in world.transcript]
+    if len(told) > LINES_MAX:
+        told[LINES_MAX:] = [f"            and {len(told) - LINES_MAX} lines more"]
+    return "\n".join([*lines, *told])

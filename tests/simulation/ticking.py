@@ -1,4 +1,4 @@
-"""When does a modelled owner tick, and what does it say? As pipeline/lapse/pipeline/processor/ticks.py, by its schedule.
+"""When does a modelled owner tick, and what does it say? As processor/ticks.py, by its own schedule.
 
 One tick is under way at a time. Under the epoch above the highest that was read, once all is read that stood in the log
 when the predecessor was fenced; earlier where a record to be forwarded waits for an estimate.

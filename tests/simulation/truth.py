@@ -10,7 +10,8 @@ Never early, whatever broke:
     revoked    an order covers the session; closed: the person logged out
 Missed, within a bound: each session ends within PROMPT_MS of when it is over by the most lenient reading while nothing
 is disturbed, else within HEALED_MS of that and of the end of what disturbed it.
-Exactly: where no broker's clock was set, no policy changed and no service scatters, cause and due are those of the acts.
+Exactly: where no broker's clock was set, no policy changed and no service scatters, cause and due are those of what was
+done.
 
 Steps of clocks: SLACK_MS is what brackets and leaders' skew leave open (docs/adr/0006). What happened in the moments in
 which the clock had not decided counts as come at their end, so causes may differ then. What the record does not promise
@@ -19,11 +20,12 @@ to hold is left out (`is_beyond_promise`), by the log: two steps between two tic
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from tests.simulation.broker import EPOCH_MS
 from tests.simulation.plan import MARGIN_MS, Limits, Order, Person
-from tests.simulation.service import PUBLISHED_MS, PUBLISHING_MS
+from tests.simulation.service import PUBLISHED_MS
 from tests.simulation.world import World
 
 __all__ = ["HEALED_MS", "PROMPT_MS", "check_truth", "is_beyond_promise"]
@@ -63,9 +65,9 @@ def check_truth(world: World, endings: dict[str, dict[str, Any]]) -> None:
         stepped = any(world.plan.leaders["activity"][partition] == step.broker for step in world.plan.clock_steps)
         _check_not_early(world, person, ending, decided, stepped=stepped)
         _check_not_late(world, person, ending, decided)
-        if not world.plan.clock_steps and len(world.adopted_at) == 1 and not person.scattered:
-            if not _is_kept_apart(world, person):
-                _check_exactly(world, person, ending)
+        plain = not world.plan.clock_steps and len(world.adopted_at) == 1
+        if plain and not person.scattered and not _is_kept_apart(world, person):
+            _check_exactly(world, person, ending)
 
 
 def is_beyond_promise(world: World, partition: int) -> bool:
@@ -79,7 +81,7 @@ def is_beyond_promise(world: World, partition: int) -> bool:
     if sum(tick < steps[0] for tick in ticks) < TICKS_FIRST:
         return True
     edges = [0.0, *ticks, world.now]
-    return any(sum(a <= step < b for step in steps) > 1 for a, b in zip(edges, edges[1:], strict=False))
+    return any(sum(a <= step < b for step in steps) > 1 for a, b in pairwise(edges))
 
 
 def _is_kept_apart(world: World, person: Person) -> bool:
@@ -113,9 +115,7 @@ def _covers(order: Order, person: Person, at: float, near_ms: float) -> bool:
     return person.login_at <= at + near_ms
 
 
-def _check_not_early(
-    world: World, person: Person, ending: dict[str, Any], decided: float, *, stepped: bool
-) -> None:
+def _check_not_early(world: World, person: Person, ending: dict[str, Any], decided: float, *, stepped: bool) -> None:
     plan, cause = world.plan, ending["cause"]
     slack = SLACK_MS if stepped else EXACT_MS
     if cause == "revoked":
@@ -163,7 +163,9 @@ def _check_not_late(world: World, person: Person, ending: dict[str, Any], decide
         if person.closed_at is not None:
             over = min(over, max(person.closed_at, person.login_at))
     late = decided - over
-    disturbed = max([end for start, end in world.disturbances if start <= decided and end > over - HEALED_MS], default=0.0)
+    disturbed = max(
+        [end for start, end in world.disturbances if start <= decided and end > over - HEALED_MS], default=0.0
+    )
     if disturbed:
         bound = max(over, disturbed) + HEALED_MS
         world.worst("latest ending among faults", late, person.session)
@@ -185,7 +187,7 @@ def _undecided_ms(world: World, partition: int) -> float:
         return 0.0
     log = world.broker.activity[partition]
     ticks = [0.0, *(r.t for r in log if r.value is not None and b"clock.tick" in r.value)]
-    gap = max(b - a for a, b in zip(ticks, ticks[1:], strict=False))
+    gap = max(b - a for a, b in pairwise(ticks))
     return gap + PROMPT_MS if gap > PROMPT_MS else 0.0
 
 
@@ -196,7 +198,7 @@ def _check_exactly(world: World, person: Person, ending: dict[str, Any]) -> None
     (due, _, cause), (later, _, other) = sorted([(absolute, 0, "absolute"), (idle, 1, "idle")])
     if person.closed_at is not None and person.closed_at < due:
         (later, other), (due, cause) = (due, cause), (person.closed_at, "closed")
-    right = {(cause, due)}
+    right: set[tuple[str, float]] = {(cause, due)}
     grace = world.settings[0].grace_ms
     blur = PUBLISHED_MS + _undecided_ms(world, plan.home(person))
     if later <= due + blur + grace:
@@ -206,7 +208,9 @@ def _check_exactly(world: World, person: Person, ending: dict[str, Any]) -> None
     orders = [(max(at, person.login_at), o) for at, o in orders if _covers(o, person, at, 0)]
     right |= {("revoked", at) for at, _ in orders}
     if broken:
-        if ending["held"] or cause == "closed":  # a close that could not be sent before the absolute limit comes after it
+        if (
+            ending["held"] or cause == "closed"
+        ):  # a close that could not be sent before the absolute limit comes after it
             right.add(("absolute", absolute))
         if person.closed_at is not None and person.closed_at >= due:
             right.add(("closed", person.closed_at))

@@ -26,7 +26,7 @@ import orjson
 from lapse.pipeline.engine import Effects, EngineSettings, PartitionEngine
 from lapse.schemas import partition_of
 
-from tests.engine.records import KEY, TOPIC, ref, settings
+from tests.engine.records import ref, settings
 from tests.simulation.broker import Broker, Stored
 from tests.simulation.group import SESSION_MS, Group
 from tests.simulation.owner import Owner
@@ -62,7 +62,6 @@ class World:
         now: true time, ms.
         settings: of each partition's engine.
         disturbances: (from, to) of each fault, the group's session timeout included.
-        heard_of: by partition, who said what: all that engines brought about.
         ordered_at: when each revocation was ordered; those that could not be are none.
         adopted_at: when each policy was set.
         longest: by what it is, the most of it and whose it was.
@@ -86,14 +85,11 @@ class World:
         self.owner_class = owner_class
         self.broker = broker_class(plan)
         self.settings: list[EngineSettings] = [
-            settings(partition=number, partitions=plan.partitions, clock=plan.clock, topic=TOPIC, worker_key=KEY)
-            if not changes
-            else settings(partition=number, partitions=plan.partitions, clock=plan.clock, **changes)
+            settings(partition=number, partitions=plan.partitions, clock=plan.clock, **changes)
             for number in range(plan.partitions)
         ]
         self.counts: Counter[str] = Counter()
         self.transcript: list[tuple[float, str]] = []
-        self.heard_of: list[list[tuple[str, Effects]]] = [[] for _ in range(plan.partitions)]
         self.disturbances: list[tuple[float, float]] = []
         self.longest: dict[str, tuple[float, str]] = {}
         self.ordered_at: dict[str, float] = {}
@@ -133,7 +129,7 @@ class World:
 
     def at(self, t: float, event: Callable[[], None]) -> None:
         """Let something happen at an instant of true time."""
-        heapq.heappush(self._events, (t if t > self.now else self.now, next(self._order), event))
+        heapq.heappush(self._events, (max(self.now, t), next(self._order), event))
 
     def say(self, what: str) -> None:
         """Put something into the transcript."""
@@ -169,12 +165,9 @@ class World:
                 owner.read_soon()
         return stored
 
-    def heard(self, owner: Owner, effects: Effects) -> None:
+    def heard(self, effects: Effects) -> None:
         """Note what an engine said."""
-        if effects.endings or effects.warnings or effects.violations:
-            self.heard_of[owner.number].append((owner.process.name, effects))
-        if effects.alarms:
-            self.counts["alarms of clock steps"] += len(effects.alarms)
+        self.counts["alarms of clock steps"] += len(effects.alarms)
 
     def saved_state(self, partition: int) -> dict[bytes, bytes | None]:
         """Return the state as it is read back now."""
@@ -200,7 +193,7 @@ class World:
             return  # the operator is told so, and it is no order
         self.ordered_at[order.id] = self.now
         target = {"session": order.session and ref(order.session), "subject": order.subject, "tenant": order.tenant}
-        record = {"type": "revocation", "id": order.id, "reason": "admin", "by": "alice@ops"}
+        record: dict[str, Any] = {"type": "revocation", "id": order.id, "reason": "admin", "by": "alice@ops"}
         record |= {name: value for name, value in target.items() if value is not None}
         numbers = range(self.plan.partitions)
         if not any(target.values()):
