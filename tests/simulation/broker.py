@@ -113,6 +113,16 @@ class Broker:
         """Return whether a later owner has begun."""
         return epoch != self._epochs[partition]
 
+    def claim(self, partition: int, epoch: int, records: list[tuple[bytes, bytes | None]]) -> None:
+        """Commit a transaction that leaves the positions as they are.
+
+        Raises:
+            FencedOut: a later owner has begun.
+        """
+        if self.is_fenced(partition, epoch):
+            raise FencedOut
+        self.state[partition].update(records)
+
     def write(self, partition: int, epoch: int, records: list[tuple[bytes, bytes | None]]) -> None:
         """Put state into the open transaction.
 

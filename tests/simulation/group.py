@@ -20,7 +20,7 @@ __all__ = ["SESSION_MS", "Group"]
 SESSION_MS = 6_000.0
 BLOCKED_MS = 300.0
 WAITS_MS = 16_000.0
-"""A worker that dies while it lets go keeps the group waiting for a rebalance's timeout."""
+"""A worker that lets go keeps the group waiting for so long, one that dies meanwhile for the session timeout."""
 
 
 class Group:
@@ -159,6 +159,7 @@ class Group:
                     self._give(number, heir)
 
         running.close(let_go)
+        self._world.at(self._world.now + SESSION_MS, lambda: None if running.process.alive else let_go())
         self._world.at(self._world.now + WAITS_MS, let_go)
 
     def _give(self, number: int, process: Process) -> None:

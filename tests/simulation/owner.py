@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from lapse.pipeline.engine import Checkpoint, Effects, Forward
+from lapse.pipeline.processor.checkpoints import EPOCH_KEY
 from lapse.pipeline.processor.forwarding import grown
 from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.publishing import WATERMARK_INTERVAL_MS, WATERMARK_KEY
@@ -55,6 +56,7 @@ class Owner:
         self.caught_up_at = 0
         self.over = False
         self.saved: tuple[int, int] = (-1, -1)
+        self.claimed = -1
         self.log_time = LogTime(self._disciplined, lambda: int(self.engine.clock_offset_ms))
         self.ticking = Ticking(self)
         self.unacknowledged: list[Sent | None] = []
@@ -96,6 +98,7 @@ class Owner:
         engine_class = self.world.engine_class
         self.engine = engine_class.restore(settings, state.items()) or engine_class(settings)
         self.saved = (self.engine.offset, positions[1])
+        self.claimed = int(state.get(EPOCH_KEY) or -1)
         self.process.copier.own(self.number, positions[1])
         self.world.say(f"{self.process.name} owns {self.number} from offset {self.engine.offset} on")
         self._later(CHECKPOINT_MS * (self.number + 1) / self.world.plan.partitions, self._checkpoint_in_turn)
@@ -207,6 +210,25 @@ class Owner:
             self.ticking.begin_for_good()
         elif self.waits_to_forward:
             self.ticking.begin_early()
+
+    def claim(self, then: Callable[[int], None]) -> None:
+        """Save the epoch to tick under, under the fence, then go on with it."""
+        if self._checkpointing:
+            self._later(5, lambda: self.claim(then))
+            return
+        self._checkpointing = True
+        self.claimed = max(self.claimed, self.engine.epoch) + 1
+        records: list[tuple[bytes, bytes | None]] = [(EPOCH_KEY, b"%d" % self.claimed)]
+
+        def write() -> None:
+            if self._when_there(write) and self._fenced_or(lambda b: b.claim(self.number, self.epoch_of_id, records)):
+                self._later(self._rng.uniform(1, 20), heard)
+
+        def heard() -> None:
+            self._checkpointing = False
+            then(self.claimed)
+
+        self._reach("claimed", lambda: self._later(self._rng.uniform(1, 20), write))
 
     # 3 and 4
 

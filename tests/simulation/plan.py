@@ -48,6 +48,7 @@ STEPS = (
     "written",  # within 4: the state is in the open transaction
     "committed",  # after 4: it is committed, and the worker has not heard so
     "restored",  # fenced and read back, nothing in use yet
+    "claimed",  # an epoch is chosen, and not claimed yet
     "ticked",  # a tick stands in the log, its acknowledgement is lost
     "copied",  # a copy stands in the log, its position is not saved
 )

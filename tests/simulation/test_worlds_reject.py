@@ -126,9 +126,8 @@ class KeepsItsEpoch(Owner):
 
 
 class _SameEpoch(Ticking):
-    def _begin(self) -> None:
-        super()._begin()
-        self.epoch = max(self.epoch - 1, 0)
+    def _claimed(self, epoch: int) -> None:
+        super()._claimed(max(epoch - 1, 0))
 
 
 class RefusesNobody(Broker):

@@ -1,7 +1,8 @@
 """When does a modelled owner tick, and what does it say? As processor/ticks.py, by its own schedule.
 
 One tick is under way at a time. Under the epoch above the highest that was read, once all is read that stood in the log
-when the predecessor was fenced; earlier where a record to be forwarded waits for an estimate.
+when the predecessor was fenced, and above what was claimed before; earlier where a record to be forwarded waits for an
+estimate. An epoch is claimed in a transaction before the first tick under it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Ticking:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self.epoch = -1
-        self._ticks = self._for_good = self._in_flight = False
+        self._ticks = self._early = self._for_good = self._in_flight = self._stopped = False
         self._schedule: Any = None
         self._prev_ms: int | None = None
         self._ack_ms: int | None = None
@@ -37,7 +38,8 @@ class Ticking:
 
     def begin_early(self) -> None:
         """Tick before all is read."""
-        if not self._ticks:
+        if not self._early and not self._for_good:
+            self._early = True
             self._begin()
 
     def begin_for_good(self) -> None:
@@ -48,11 +50,16 @@ class Ticking:
 
     def stop(self) -> None:
         """Tick no more."""
-        self._ticks, self._for_good = False, True
+        self._ticks, self._for_good, self._stopped = False, True, True
 
     def _begin(self) -> None:
+        self._owner.claim(self._claimed)
+
+    def _claimed(self, epoch: int) -> None:
+        if self._stopped:
+            return
         self._ticks = True
-        self.epoch = self._owner.engine.epoch + 1
+        self.epoch = epoch
         self._prev_ms = self._ack_ms = None
         self._schedule = TickSchedule(self._owner.process.mono())
         self.look()
