@@ -76,6 +76,7 @@ class PartitionEngine(RecordMeanings):
         self._decided = False  # the records being applied have waited, and it is decided how:
         self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
         self._append: int | None = None  # append time of the last applied record; None before the first
+        self._restamp = False  # a decision has just changed what stamp an append time gives, also the present one
         self._append_before: int | None = None  # of the last that had another
         self._judge_as_usual()
 
@@ -194,6 +195,8 @@ class PartitionEngine(RecordMeanings):
                 else:
                     self._other(stamp)
                     time = clock.time
+                    if self._restamp:
+                        self._restamp, append = False, None
             except Undecided:
                 if record.offset == first:
                     self._append = self._append_before
@@ -252,6 +255,7 @@ class PartitionEngine(RecordMeanings):
             doubtful = self.clock.doubtful
             assert self._append is not None  # noqa: S101  # a record is being applied, so it has an append time
             decision = self.clock.tick(self._append, record)
+            self._restamp = decision is not None and (decision.alarm is not None or doubtful)
             if decision is not None and decision.alarm is not None:
                 self._alarm(decision.alarm)
                 if doubtful:

@@ -20,8 +20,8 @@ __all__ = ["OVERDUE_MS", "SILENT_MAX_MS", "AppendHealth"]
 OVERDUE_MS: Final = 1_000
 
 # Whoever owns a partition ticks every second and waits for each tick, which is overdue after another. Found by the
-# simulator: a worker whose partitions were moved away as an outage began was given others as it ended, had tried nothing
-# in between, and claimed to have been up all the while; so the outage was taken for a failover, and logged people out.
+# simulator: a worker whose partitions were moved away as an outage began, and that was given others as it ended, had
+# tried nothing in between and claimed to have been up; so the outage passed for a failover, and logged people out.
 SILENT_MAX_MS: Final = 2_000
 
 
