@@ -6,13 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROXIES := $(VENV)/.proxies
+SEEDS ?= 1000
+FIRST ?= 0
 # Seconds the demo runs; benchmarks to run (all without); paths or options for the tests.
 SECONDS_OF_DEMO ?= 60
 ONLY ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-proxies check bench faults broker test-containers constraints clean
+.PHONY: help setup demo test test-proxies check simulate bench faults broker test-containers constraints clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +52,9 @@ check: $(READY) ## Hold style, types and import arrows.
 
 faults: $(READY) ## Break brokers and workers at length (ARGS="-k kill" for some of it).
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" $(ARGS)
+
+simulate: $(READY) ## Break simulated estates under SEEDS=n seeds, from FIRST on.
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) $(ARGS)
 
 bench: $(READY) ## Measure; ONLY=processor for one.
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

@@ -151,3 +151,33 @@ def test_unsent_counts_what_is_ready_or_flying(lands: bool) -> None:
     assert coalescer.unsent == 2
     (coalescer.landed if lands else coalescer.lost)(flying)
     assert coalescer.unsent == (0 if lands else 2)
+
+
+def test_an_event_that_counts_as_a_touch_is_no_pause_of_the_span_around_it() -> None:
+    """Through an outage an elevation is kept beside the touches: the pause from touch to touch was none."""
+    coalescer = Coalescer(INTERVAL)
+    coalescer.touch(A, "u", None, 0)
+    coalescer.told(A, "u", None, 6_000)
+    coalescer.touch(A, "u", None, 11_000)
+    (touch,) = coalescer.take(coalescer.release(20_000), 20_000)
+    assert (touch.first, touch.latest, touch.pause) == (0, 11_000, 6_000)
+
+
+def test_the_span_that_waits_reaches_to_the_event_that_is_told_beside_it() -> None:
+    """The event may be told first, and look late without the touches before it: so the span says it again."""
+    coalescer = Coalescer(INTERVAL)
+    coalescer.touch(A, "u", None, 0)
+    coalescer.touch(A, "u", None, 4_000)
+    coalescer.told(A, "u", None, 7_000)
+    (touch,) = coalescer.take(coalescer.release(20_000), 20_000)
+    assert (touch.latest, touch.pause) == (7_000, 4_000)
+
+
+def test_an_event_during_a_flight_that_is_lost_is_in_the_span_that_comes_back() -> None:
+    coalescer = Coalescer(INTERVAL)
+    coalescer.touch(A, "u", None, 0)
+    flight = coalescer.take(coalescer.release(0), 0)
+    coalescer.told(A, "u", None, 6_000)
+    coalescer.lost(flight)
+    (touch,) = coalescer.take(coalescer.release(20_000), 20_000)
+    assert (touch.first, touch.latest, touch.pause) == (0, 6_000, 6_000)

@@ -5,12 +5,13 @@ Method: appends are told one by one, with the time passed in.
 
 from __future__ import annotations
 
-from lapse.pipeline.processor.append_health import OVERDUE_MS, AppendHealth
+from lapse.pipeline.processor.append_health import OVERDUE_MS, SILENT_MAX_MS, AppendHealth
 
 
 def healthy(until_ms: float) -> AppendHealth:
     health = AppendHealth()
-    health.acknowledged(health.sent(0.0), 2.0)
+    for second in range(0, int(until_ms), 1_000):
+        health.acknowledged(health.sent(float(second)), second + 2.0)
     assert health.up_ms(until_ms) == int(until_ms)
     return health
 
@@ -52,3 +53,25 @@ def test_a_stall_of_the_process_begins_anew() -> None:
     health = healthy(10_000.0)
     health.stalled(10_000.0)
     assert health.up_ms(10_400.0) == 400
+
+
+def test_a_silence_proves_nothing() -> None:
+    """A worker that owned something, then nothing, has not tried: an outage in between is none that it went through."""
+    health = healthy(10_000.0)
+    assert health.up_ms(9_002.0 + SILENT_MAX_MS) == 9_002 + SILENT_MAX_MS
+    assert health.up_ms(9_003.0 + SILENT_MAX_MS) == 0
+    append = health.sent(60_000.0)
+    assert health.up_ms(60_000.0) == 0
+    health.acknowledged(append, 60_002.0)
+    assert health.up_ms(60_500.0) == 500
+
+
+def test_ticks_that_come_each_second_are_no_silence() -> None:
+    """Neither are ticks whose acknowledgements take just not too long."""
+    health = AppendHealth()
+    now = 0.0
+    for _ in range(20):
+        append = health.sent(now)
+        health.acknowledged(append, now + OVERDUE_MS)
+        now += OVERDUE_MS + 999.0
+    assert health.up_ms(now) == int(now)

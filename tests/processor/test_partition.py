@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata, TopicPartition
 
 from lapse.pipeline.engine import Checkpoint, PartitionEngine
+from lapse.pipeline.engine.snapshot import MARKER_KEY
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.copies import Copier
@@ -81,7 +82,8 @@ class KeptWriter:
         self.written: list[Checkpoint] = []
 
     async def write(self, checkpoint: Checkpoint, revocations: int | None, deadline_s: float) -> None:
-        self.written.append(checkpoint)
+        if checkpoint.records[-1][0] == MARKER_KEY:  # else it claims an epoch
+            self.written.append(checkpoint)
 
     async def stop(self) -> None:
         pass

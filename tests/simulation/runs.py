@@ -1,12 +1,13 @@
 """Which kinds of run are there? Each is a function of a seed that raises `Failure`.
 
-worlds      a world of people, a service, a log and workers that break (world.py), checked against the truth
+worlds      people, services, a log and workers that break (world.py), checked against the log and the truth
 histories   a log at its worst (tests/engine/histories.py), the engine cut, lost and restored at random
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,10 @@ from lapse.pipeline.engine import PartitionEngine
 from tests.engine.histories import History, random_settings
 from tests.engine.replay import replay
 from tests.simulation.checkers import check
+from tests.simulation.plan import Plan
 from tests.simulation.world import World
 
-__all__ = ["RUNS", "Failure", "run_history", "run_world"]
+__all__ = ["RUNS", "Failure", "Figures", "Outcome", "run_chunk", "run_history", "run_plan", "run_world"]
 
 HISTORY_LENGTH = 150
 
@@ -26,18 +28,52 @@ class Failure(Exception):
     """A run whose check failed, or whose engine raised; the message has the seed and the reason."""
 
 
-def run_world(seed: int, engine_class: type[Any] = PartitionEngine) -> None:
-    """Run one world and check it."""
-    _run(f"world {seed}", lambda: _world(seed, engine_class))
+class Figures:
+    """What happened in many runs.
+
+    Attributes:
+        counts: how often what happened.
+        longest: by what it is, the most of it in ms and the seed.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.longest: dict[str, tuple[float, int]] = {}
+
+    def add(self, other: Figures) -> None:
+        """Take in the figures of other runs."""
+        self.counts += other.counts
+        for what, most in other.longest.items():
+            self.longest[what] = max(self.longest.get(what, (0.0, -1)), most)
 
 
-def run_history(seed: int, engine_class: type[Any] = PartitionEngine) -> None:
+def run_plan(plan: Plan, figures: Figures | None = None, **kinds: Any) -> None:
+    """Run the world of a plan and check it; `kinds` are other classes of engine, owner or broker.
+
+    Raises:
+        Failure: it does not hold.
+    """
+    world = World(plan, **kinds)
+    _run(f"world {plan.seed}", lambda: _world(world))
+    if figures is not None:
+        figures.counts += world.counts
+        figures.counts["records of activity"] += sum(map(len, world.broker.activity))
+        figures.counts["seconds of true time"] += int(world.now / 1000)
+        for what, (ms, _) in world.longest.items():
+            figures.longest[what] = max(figures.longest.get(what, (0.0, -1)), (ms, plan.seed))
+
+
+def run_world(seed: int, figures: Figures | None = None, **kinds: Any) -> None:
+    """Run the world of a seed and check it."""
+    run_plan(Plan.of(seed), figures, **kinds)
+
+
+def run_history(seed: int, _: Figures | None = None, *, engine_class: type[Any] = PartitionEngine) -> None:
     """Write one history and have the engine read it."""
     _run(f"history {seed}", lambda: _history(seed, engine_class))
 
 
-def _world(seed: int, engine_class: type[Any]) -> None:
-    world = World(seed, engine_class)
+def _world(world: World) -> None:
     world.run()
     check(world)
 
@@ -55,4 +91,18 @@ def _run(name: str, run: Callable[[], None]) -> None:
         raise Failure(f"{name}: {type(error).__name__}: {error}") from error
 
 
-RUNS: dict[str, Callable[[int], None]] = {"worlds": run_world, "histories": run_history}
+RUNS: dict[str, Callable[[int, Figures], None]] = {"worlds": run_world, "histories": run_history}
+
+Outcome = tuple[int, Figures, "tuple[int, str] | None"]
+"""How many seeds held, what happened in them, and the seed and the reason of the first that did not."""
+
+
+def run_chunk(name: str, seeds: range) -> Outcome:
+    """Run seeds of one kind, up to the first that fails."""
+    figures = Figures()
+    for seed in seeds:
+        try:
+            RUNS[name](seed, figures)
+        except Failure as failure:
+            return seed - seeds.start, figures, (seed, str(failure))
+    return len(seeds), figures, None

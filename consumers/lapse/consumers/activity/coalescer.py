@@ -174,8 +174,14 @@ class Coalescer:
     def told(self, session: str, subject: str, tenant: str | None, now: float) -> None:
         """Note that a record of its own, which counts as a touch at `now`, is on its way: the session cools from it."""
         track = self._tracks.get(session)
-        if track is not None or len(self._tracks) >= self._sessions_max:
-            return  # what is known goes its way: one record more, nothing less
+        if track is not None:
+            # What is known goes its way: one record more, nothing less. But the span that waits counts it as well. The
+            # record may be told first and look late without the span; the span would call a pause what was none.
+            if track.waiting or track.state is _State.FLYING:
+                self.touch(session, subject, tenant, now)
+            return
+        if len(self._tracks) >= self._sessions_max:
+            return
         track = self._tracks[session] = Track(session, subject, tenant)
         self._cool(track, now)
 

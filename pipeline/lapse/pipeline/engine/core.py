@@ -88,6 +88,7 @@ class PartitionEngine(RecordMeanings):
         self._decided = False  # the records being applied have waited, and it is decided how:
         self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
         self._append: int | None = None  # append time of the last applied record; None before the first
+        self._restamp = False  # a decision has just changed what stamp an append time gives, also the present one
         self._append_before: int | None = None  # of the last that had another
         self._judge_as_usual()
 
@@ -160,26 +161,30 @@ class PartitionEngine(RecordMeanings):
             run = _of_one_append_time(records, done)
             if not self._advance(run[0].timestamp):
                 return self._begin_to_wait(records[done:])
-            applied = self._apply_run(run)
+            applied, waits = self._apply_run(run)
             done += applied
-            if applied < len(run):
+            if waits:
                 if applied == 0:
                     self._append = self._append_before
                 return self._begin_to_wait(records[done:])
         return ()
 
-    def _apply_run(self, run: Sequence[LogRecord]) -> int:
-        """Apply records of one append time up to the first that has to wait, and return how many those are.
+    def _apply_run(self, run: Sequence[LogRecord]) -> tuple[int, bool]:
+        """Apply records of one append time and stamp, as many as can be together, the rest one by one.
 
-        As many as can be are applied together, the rest one by one.
+        Returns:
+            How many were applied, and whether the next one has to wait; else it has another stamp, or there is none.
         """
         touches = decode_each([record.value for record in run])
         done = 0
         if len(run) >= FEW and self.clock.time < self.sessions.next_at:
             done = touch_together(self.sessions.table, touches, self.stamp, self.settings.age_max_ms)
-        return done if done == len(run) else done + self._one_by_one(run[done:], touches[done:])
+        if done == len(run):
+            return done, False
+        applied, waits = self._one_by_one(run[done:], touches[done:])
+        return done + applied, waits
 
-    def _one_by_one(self, run: Sequence[LogRecord], touches: Sequence[Plain | None]) -> int:
+    def _one_by_one(self, run: Sequence[LogRecord], touches: Sequence[Plain | None]) -> tuple[int, bool]:
         sessions, clock, stamp = self.sessions, self.clock, self.stamp
         table = sessions.table
         slot_of, subjects, tenants = table.slot_of.get, table.subjects, table.tenants
@@ -216,10 +221,13 @@ class PartitionEngine(RecordMeanings):
                 else:
                     self._other(stamp)
                     time = clock.time
+                    if self._restamp:
+                        self._restamp = False
+                        return index + 1, False
             except Undecided:
-                return index
+                return index, True
             next_at = sessions.next_at
-        return len(run)
+        return len(run), False
 
     # 1. Time
 
@@ -272,6 +280,7 @@ class PartitionEngine(RecordMeanings):
             doubtful = self.clock.doubtful
             assert self._append is not None  # noqa: S101  # a record is being applied, so it has an append time
             decision = self.clock.tick(self._append, record)
+            self._restamp = decision is not None and (decision.alarm is not None or doubtful)
             if decision is not None and decision.alarm is not None:
                 self._alarm(decision.alarm)
                 if doubtful:

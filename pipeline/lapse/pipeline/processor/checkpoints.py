@@ -24,7 +24,7 @@ from lapse.pipeline.engine import Checkpoint
 from lapse.pipeline.processor import failpoints
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
 
-__all__ = ["CHECKPOINT_DEADLINE_S", "Fenced", "StateWriter", "transactional_id"]
+__all__ = ["CHECKPOINT_DEADLINE_S", "EPOCH_KEY", "Fenced", "StateWriter", "transactional_id"]
 
 # A transaction coordinator that is killed is replaced within 9 s (broker.session.timeout.ms) and loads its log;
 # commits came through after 11.8 s without an error (measured), and Kafka's own tests allow 18 s and 5. Beyond that
@@ -40,6 +40,9 @@ _START_DEADLINE_S: Final = 60.0
 _BATCH_BYTES: Final = 768 * 1024
 # A record larger than a batch travels alone: 64 sessions with 64 KiB of attributes each.
 _REQUEST_BYTES_MAX: Final = 8 * 1024 * 1024
+
+EPOCH_KEY: Final = b"e"
+"""Under it `lapse.state` has the epoch that the partition's owner ticks under, in decimal (ticks.py)."""
 
 
 class Fenced(LapseError):

@@ -24,10 +24,11 @@ from typing import Any, Final
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
+from lapse.pipeline.engine import Checkpoint
 from lapse.pipeline.processor import clocks, failpoints
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.bounds import BoundsAlarm
-from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, Fenced
+from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, EPOCH_KEY, Fenced
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
@@ -100,6 +101,7 @@ class OwnedPartition:
         self._moved = asyncio.Event()
         self._bounds = BoundsAlarm(number)
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
+        self._claimed = restored.claimed
         self._tasks: dict[str, asyncio.Task[None]] = {}
         log_time = LogTime(self._disciplined, lambda: restored.engine.clock_offset_ms)
         specs = catalogue(
@@ -241,15 +243,30 @@ class OwnedPartition:
         await self._catch_up(or_wanted=True)
         if self._engine.next_offset < self._restored.caught_up_at:
             # A forwarded record waits for an estimate of log time.
-            self._ticker.take_epoch(self._engine.epoch + 1)
+            await self._take_epoch()
             ticking = asyncio.create_task(self._ticker.run())
             try:
                 await self._catch_up(or_wanted=False)
             finally:
                 ticking.cancel()
                 await asyncio.gather(ticking, return_exceptions=True)
-        self._ticker.take_epoch(self._engine.epoch + 1)
+        await self._take_epoch()
         await self._ticker.run()
+
+    async def _take_epoch(self) -> None:
+        """Claim the next epoch, under the fence, before any tick says it: see ticks.py.
+
+        Raises:
+            Fenced: another owner has begun.
+            RuntimeFault: the claim did not come through.
+        """
+        async with self._checkpointing:
+            self._claimed = max(self._claimed, self._engine.epoch) + 1
+            offset, revocations = self._saved
+            claim = Checkpoint(offset, [(EPOCH_KEY, b"%d" % self._claimed)])
+            with self._whole_or_torn():
+                await self._writer.write(claim, revocations, CHECKPOINT_DEADLINE_S)
+        self._ticker.take_epoch(self._claimed)
 
     async def _catch_up(self, *, or_wanted: bool) -> None:
         """Wait until all is applied that stood in the log when the predecessor was fenced."""

@@ -24,7 +24,7 @@ from aiokafka import TopicPartition
 
 from lapse.pipeline.engine import EngineSettings, PartitionEngine
 from lapse.pipeline.processor import clocks, failpoints
-from lapse.pipeline.processor.checkpoints import StateWriter
+from lapse.pipeline.processor.checkpoints import EPOCH_KEY, StateWriter
 from lapse.pipeline.processor.reading import check_input, committed_offsets, consuming, read_to_end
 from lapse.pipeline.processor.trimming import MARKS_KEY
 from lapse.pipeline.settings import Settings
@@ -50,6 +50,7 @@ class Restored:
         fresh: whether there was no checkpoint: input begins with what the log still holds.
         revocations: up to which offset revocations have been copied; None: begin at the start.
         marks: what trimming has saved; None: nothing.
+        claimed: the highest epoch that an owner has claimed; -1: none.
     """
 
     engine: PartitionEngine
@@ -58,6 +59,7 @@ class Restored:
     fresh: bool
     revocations: int | None
     marks: bytes | None = None
+    claimed: int = -1
 
 
 def engine_settings(settings: Settings, worker_key: bytes, partition: int) -> EngineSettings:
@@ -105,9 +107,10 @@ async def restore(
         restored = {}
         for number in numbers:  # 4
             marks = state[number].get(MARKS_KEY)
+            claimed = int(state[number].get(EPOCH_KEY) or -1)
             engine, fresh = _build(settings, worker_key, number, state.pop(number), positions, topics)
             revocations = positions.get(TopicPartition(topics.revocations, number))
-            restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks)
+            restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks, claimed)
             await asyncio.sleep(0)  # A large state takes some 100 ms to build; let other partitions' ticks through.
         states = {number: (one.engine.offset, one.engine.append) for number, one in restored.items() if not one.fresh}
         await check_input(settings.kafka, f"{settings.group}-restore", topics.activity, states)  # 5

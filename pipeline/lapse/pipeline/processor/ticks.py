@@ -9,9 +9,12 @@ decide (engine/waiting.py), something is due at once: ticks are what it decides 
 One tick is under way at a time, so that `prev_ms` and `ack_ms` always speak of the tick before: through an outage one
 tick lies in the client, and what it proves afterwards (nothing) can be told from the `ack_ms` of the next.
 
-The epoch tells owners apart and must rise with each. It is one above the highest that the engine has applied, once the
-engine has read everything that stood in the log when this owner fenced its predecessor. An owner that must tick before
-that, because a record to be forwarded waits for an estimate, takes a new epoch when it has caught up.
+The epoch tells owners apart and must rise with each: under one epoch two monotonic clocks would be taken for one. It is
+one above the highest that the engine has applied, once the engine has read everything that stood in the log when this
+owner fenced its predecessor, and above every epoch that was claimed: before its first tick an owner saves its epoch in
+a transaction. So a predecessor that was frozen between its fence and its first tick has either claimed an epoch that
+its successor reads, or its claim is refused and it never ticks. An owner that must tick before it has read all, because
+a record to be forwarded waits for an estimate, takes a new epoch when it has caught up.
 """
 
 import asyncio
