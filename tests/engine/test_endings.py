@@ -69,7 +69,9 @@ def test_endings_are_a_sequence_of_models(several: list[dict[str, Any]]) -> None
     endings.extend(map(_decided, several[:1]))
     for fields in several[1:]:
         endings.append(_decided(fields))
-    assert endings == models
+    again = Endings()
+    again.extend(endings)
+    assert again == endings == models
     assert list(endings) == models
     assert endings[1:] == models[1:]
     assert [endings[index] for index in range(len(endings))] == models

@@ -56,7 +56,7 @@ class Stepped:
     def add(self, at_ms: int, value: JsonObject) -> Effects:
         """Append a record at the true time, and apply it."""
         effects = self.engine.apply([self.log.add(at_ms + self.off, value)])
-        self.seen.endings.extend(effects.endings.decided)
+        self.seen.endings.extend(effects.endings)
         self.seen.alarms += effects.alarms
         self.seen.dead_letters += effects.dead_letters
         return effects

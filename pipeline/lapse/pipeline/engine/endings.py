@@ -88,9 +88,9 @@ class Endings(Sequence[SessionEnded]):
         """Add one."""
         self.decided.append(decided)
 
-    def extend(self, decided: Iterable[Decided]) -> None:
-        """Add several."""
-        self.decided.extend(decided)
+    def extend(self, decided: Iterable[Decided] | Endings) -> None:
+        """Add several, or those of another sequence."""
+        self.decided.extend(decided.decided if isinstance(decided, Endings) else decided)
 
     @overload
     def __getitem__(self, index: int) -> SessionEnded: ...
