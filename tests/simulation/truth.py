@@ -172,6 +172,9 @@ def _check_not_late(world: World, person: Person, ending: dict[str, Any], decide
     else:
         bound = over + PROMPT_MS
         world.worst("latest ending while all is well", late, person.session)
+    if world.plan.clock_steps:
+        # A step back in a time without ticks holds log time back by up to that time (ADR 0006 g).
+        bound += _undecided_ms(world, plan.home(person))
     assert decided <= bound, (
         f"missed: {person.session} was over at {over:.0f} and ended at {decided:.0f} as {ending['cause']}, "
         f"disturbed until {disturbed:.0f}"
