@@ -262,6 +262,22 @@ def test_a_session_that_is_over_may_still_be_revoked_until_the_owner_is_certain_
     assert _counts(topics.verdict()) == (early, 0)
 
 
+@pytest.mark.parametrize(("cause", "due_ms", "early"), [(Cause.IDLE, 6_000, 0), (Cause.ABSOLUTE, 20_000, 1)])
+def test_a_hold_whose_end_is_known_late_ended_when_it_should(cause: Cause, due_ms: int, early: int) -> None:
+    """The owner's tick comes long after the jump: the hold was over at 13 s, before the absolute limit."""
+    topics = _Topics()
+    topics.active(0, started())
+    topics.active(2_000, touched())
+    topics.ticks(start=3_000, end=3_100)
+    for at in range(8_000, 21_000, 2_500):
+        topics.active(at, closed("other"))
+    topics.active(21_000, tick(21_000))
+    topics.active(21_010, tick(21_010, prev_ms=21_000, ack_ms=21_003))
+    evidence = {"partition": 0, "offset": len(topics.records["activity"]) - 1}
+    topics.ended(21_020, "s", cause, due_ms, 21_010, held=True, evidence=evidence)
+    assert _counts(topics.verdict()) == (early, 0)
+
+
 def test_what_cannot_be_read_stops_nothing() -> None:
     topics = _idle_topics()
     topics.ended(6_270, "s", Cause.IDLE, 6_000, 6_260)

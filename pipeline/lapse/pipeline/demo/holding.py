@@ -23,7 +23,8 @@ class Holding:
     Attributes:
         on: whether idle endings are held at the present record.
         last_inside: stamp of the last record for which it was on.
-        ran_out_at: where a hold ended that the present record is the first one after; None otherwise.
+        ran_out_at: where the last hold ended that ran its time; None: another began since, or was turned off by proof.
+        ran_out_now: whether the present record is the first one after it.
     """
 
     def __init__(self, gap_ms: int, gap_grace_ms: int) -> None:
@@ -32,6 +33,7 @@ class Holding:
         self.on = False
         self.last_inside = -1
         self.ran_out_at: int | None = None
+        self.ran_out_now = False
         self._before_at = 0
         self._jump_at = 0
         self._ends_at: int | None = None
@@ -40,12 +42,12 @@ class Holding:
 
     def move(self, before: int | None, stamp: int) -> None:
         """Take in that the stamp moved; `before` is None at the first record, which is no jump."""
-        self.ran_out_at = None
+        self.ran_out_now = False
         if before is not None and stamp - before > self._gap_ms:
             self.on, self._before_at, self._jump_at = True, before, stamp
-            self._ends_at = self._unproven = None
+            self._ends_at = self._unproven = self.ran_out_at = None
         elif self.on and self._ends_at is not None and stamp >= self._ends_at:
-            self.on, self.ran_out_at = False, self._ends_at
+            self.on, self.ran_out_at, self.ran_out_now = False, self._ends_at, True
         if self.on:
             self.last_inside = stamp
 

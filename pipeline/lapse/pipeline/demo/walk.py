@@ -133,15 +133,6 @@ class EndedBy(NamedTuple):
     time: bool
 
 
-class _Over(NamedTuple):
-    """A live session is over, and not settled yet: why, and since when it was due, by the first record showing it."""
-
-    shown_at: int
-    dues: tuple[int, int]
-    cause: Cause
-    due_at: int
-
-
 class Walk:
     """One partition's records, read once from start to end.
 
@@ -186,7 +177,8 @@ class Walk:
         # No session is over before this instant: touches only make them later, so it is found anew when it has come.
         self._nothing_before = _NEVER
         self._evidence = evidence
-        self._over_shown: dict[str, _Over] = {}
+        self._shown_at: dict[str, int] = {}  # session that is over and not settled yet -> stamp of the first to show it
+        self._delayed: set[str] = set()  # of these, those whose idle ending the last hold delayed
 
     def read(self, records: Sequence[LogRecord]) -> None:
         """Take in records in the order of their offsets."""
@@ -237,36 +229,30 @@ class Walk:
     # Time
 
     def _settle(self, stamp: int, offset: int) -> None:
-        if stamp < self._nothing_before and self._holding.ran_out_at is None:
+        if stamp < self._nothing_before and not self._holding.ran_out_now:
             return
         self._nothing_before = _NEVER
         for login in list(self.live.values()):
-            over = self._over_since_shown(login, stamp)
+            over = self._over(login, stamp)
             if over is None:
+                self._shown_at.pop(login.session, None)
+                self._delayed.discard(login.session)
                 at = self.over_at(login)
-            elif self._is_settled_later(login, offset) and stamp <= over.shown_at + self._rules.settled_within_ms:
+            elif (
+                self._is_settled_later(login, offset)
+                and stamp <= self._shown_at.setdefault(login.session, stamp) + self._rules.settled_within_ms
+            ):
                 at = -1  # it is looked at again at the next record
+                if self._was_held(login):
+                    self._delayed.add(login.session)
             else:
-                self._end(login, over.cause, over.due_at, stamp)
+                self._end(login, *over, stamp)
                 continue
             self._nothing_before = min(self._nothing_before, at)
 
     def _is_settled_later(self, login: Login, offset: int) -> bool:
         ended_by = self._evidence.get(login.session)
         return ended_by is not None and (ended_by.offset > offset or (ended_by.offset == offset and not ended_by.time))
-
-    def _over_since_shown(self, login: Login, stamp: int) -> _Over | None:
-        """Return how a session was over at the first record that showed it, or None where it is not."""
-        over = self._over(login, stamp)
-        if over is None:
-            self._over_shown.pop(login.session, None)
-            return None
-        dues = _idle_due(login), _absolute_due(login)
-        shown = self._over_shown.get(login.session)
-        if shown is None or shown.dues != dues or self._holding.on:
-            shown = _Over(stamp if shown is None else shown.shown_at, dues, *over)
-            self._over_shown[login.session] = shown
-        return shown
 
     def _over(self, login: Login, stamp: int) -> tuple[Cause, int] | None:
         """Return why a session is over at a stamp, and since when it was due; None: it is not."""
@@ -277,14 +263,21 @@ class Walk:
         if stamp < min(idle_over, absolute_due):
             return None
         ran_out_at = self._holding.ran_out_at
-        was_held = ran_out_at is not None and idle_over <= self._holding.last_inside
-        if absolute_due <= idle_due or (was_held and ran_out_at is not None and absolute_due <= ran_out_at):
+        if absolute_due <= idle_due or (
+            ran_out_at is not None and absolute_due <= ran_out_at and self._was_held(login)
+        ):
             return Cause.ABSOLUTE, absolute_due
         return Cause.IDLE, idle_due
 
+    def _was_held(self, login: Login) -> bool:
+        """Return whether the hold that ran out delayed a session's idle ending, as the first record after it shows."""
+        over_inside = _idle_due(login) + self._rules.grace_ms <= self._holding.last_inside
+        return login.session in self._delayed or (self._holding.ran_out_now and over_inside)
+
     def _end(self, login: Login, cause: Cause, due_at: int, stamp: int) -> None:
         self.live.pop(login.session, None)
-        self._over_shown.pop(login.session, None)
+        self._shown_at.pop(login.session, None)
+        self._delayed.discard(login.session)
         self._over_since[login.session] = stamp
         self.expected[login.session] = Expected(login.session, cause, due_at, stamp)
 
