@@ -50,6 +50,8 @@ __all__ = ["World"]
 
 QUIET_MS = 12_000.0
 """How long a run goes on after the last fault is over and every session has ended."""
+READ_WITHIN_MS = 2_000.0
+"""How long it goes on after the last record that is no tick: that is read, and what it brings about is told."""
 LONGEST_MS = 150_000.0
 DECIDED_MS = 4_000
 """A step of a clock is decided within some ticks."""
@@ -91,6 +93,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.transcript: list[tuple[float, str]] = []
         self.disturbances: list[tuple[float, float]] = []
+        self._spoken_at = 0.0  # when the last record was appended that is no tick
         self.longest: dict[str, tuple[float, str]] = {}
         self.ordered_at: dict[str, float] = {}
         self.adopted_at: list[tuple[float, Limits]] = []
@@ -138,7 +141,7 @@ class World:
 
     def _is_over(self) -> bool:
         quiet_at = max((end for _, end in self.disturbances), default=0.0) + QUIET_MS
-        return len(self.ended) >= len(self.plan.people) and self.now > quiet_at
+        return len(self.ended) >= len(self.plan.people) and self.now > max(quiet_at, self._spoken_at + READ_WITHIN_MS)
 
     # The log
 
@@ -157,6 +160,8 @@ class World:
     def append_activity(self, partition: int, key: bytes | None, value: bytes, who: str) -> Stored:
         """Append a record to the log that decides."""
         stored = self.broker.append("activity", partition, key, value, self.now)
+        if b'"clock.tick"' not in value:
+            self._spoken_at = self.now
         if self._tell:
             self.say(f"{who}: activity-{partition}@{stored.offset} stamped {stored.timestamp}: {value.decode()}")
         for process in self.processes.values():
