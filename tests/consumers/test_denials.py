@@ -88,8 +88,14 @@ _facts = st.one_of(
 
 
 def _ask(denials: Denials, session: str, subject: str, tenant: str | None, started_at: int) -> Decision | None:
-    found = denials.sessions.get(session)
+    found = denials.of(session)
     return denials.covering(subject, tenant, started_at) if found is None else found
+
+
+def _until(denials: Denials, session: str) -> int:
+    denial = denials.of(session)
+    assert denial is not None
+    return denial.deny_until or 0
 
 
 def _oracle(
@@ -145,8 +151,8 @@ def test_no_fact_takes_a_sessions_denial_back(facts: list[_Fact]) -> None:
     for fact in facts:
         fact.join(denials)
         for session, before in until.items():
-            assert (denials.sessions[session].deny_until or 0) >= before
-        until = {session: denial.deny_until or 0 for session, denial in denials.sessions.items()}
+            assert _until(denials, session) >= before
+        until = {session: _until(denials, session) for session in denials.sessions}
 
 
 @given(st.lists(_facts, max_size=12), st.lists(st.integers(0, 20 * BUCKET_MS), min_size=1, max_size=5))
@@ -154,7 +160,7 @@ def test_denials_last_until_deny_until_and_are_freed_within_a_minute(facts: list
     denials = Denials(LIFE_MS)
     for fact in facts:
         fact.join(denials)
-    kept = {session: denial.deny_until or 0 for session, denial in denials.sessions.items()}
+    kept = {session: _until(denials, session) for session in denials.sessions}
     cuts = {fact.scope: fact for fact in facts if isinstance(fact, _Cut)}
     for now in sorted(times):
         denials.forget(now)
@@ -198,7 +204,8 @@ def test_an_ending_says_more_than_the_revocation_before_it_and_is_no_second_endi
     denials = Denials()
     assert denials.revoke_session(SESSIONS[0], "r-1", 50)
     assert not denials.end(_ended(SESSIONS[0], cause=Cause.REVOKED, due_at=60))
-    denial = denials.sessions[SESSIONS[0]]
+    denial = denials.of(SESSIONS[0])
+    assert denial is not None
     assert (denial.due_at, denial.ending) == (60, ending_id(SESSIONS[0]))
     assert not denials.revoke_session(SESSIONS[0], "r-0", 10)
-    assert denials.sessions[SESSIONS[0]].due_at == 60
+    assert denials.of(SESSIONS[0]) == denial

@@ -4,7 +4,7 @@ Each topic has a tail of its own (a consumer, all partitions, no group), so that
 thousand endings. A tail does, again and again:
 
     1. connect, assign all partitions, and take the end offsets: the guard is fresh when it has applied up to these
-    2. read from the earliest record on, in slices, so that the service's loop is never held for long
+    2. read from the earliest record on, in slices, so that the service's loop is never held for 10 ms
     3. once a second ask for the end offsets; having applied up to them proves what was known when they were asked for
 
 and starts over at 1, the guard stale until then and its denials kept, when what it sees cannot be: an end offset or a
@@ -32,8 +32,17 @@ __all__ = ["Feed", "KafkaFeed"]
 
 _log = logging.getLogger("lapse.consumers")
 
-SLICE_RECORDS_MAX: Final = 200
-"""Records applied before the service's own work gets its turn: about 3 ms at the 15 us measured for an ending."""
+SLICE_RECORDS_MAX: Final = 1_000
+"""Records taken out of the client at a time: unpacking them takes it 2 to 3 ms."""
+
+PART_RECORDS_MAX: Final = 250
+"""Records applied between two looks at the clock: 0.6 ms of usual endings, 2 ms of records that need their model."""
+
+HOLD_MAX_S: Final = 0.004
+"""After so long the service's own work gets its turn; with a slice and a part before the next look: within 10 ms."""
+
+PARTITION_FETCH_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of one answer: 10,000 endings of a partition. Eight partitions are 32 MB, once, while a guard starts."""
 
 FETCH_MAX_WAIT_MS: Final = 100
 """How long the broker keeps a fetch that finds nothing. New records answer it at once, so this is no latency: it is
@@ -140,6 +149,7 @@ class _Tail:
             # Not seek_to_beginning under "latest": it was measured to land at the end in 10 % of starts.
             auto_offset_reset="earliest",
             fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
         )
         try:
@@ -189,12 +199,18 @@ class _Tail:
         """Step 2: apply the next slice."""
         fetched = await consumer.getmany(timeout_ms=200, max_records=SLICE_RECORDS_MAX)
         now = self._clock()
+        turn_at = time.monotonic() + HOLD_MAX_S
         for partition, records in fetched.items():
             if records[0].offset < self._positions[partition]:
                 raise _Astray(f"partition {partition.partition} went back to offset {records[0].offset}")
-            self._intake.apply(self._source, partition.partition, records, now)
-            self._positions[partition] = records[-1].offset + 1
-            self._moved_at = now
+            for begin in range(0, len(records), PART_RECORDS_MAX):
+                part = records[begin : begin + PART_RECORDS_MAX]
+                self._intake.apply(self._source, partition.partition, part, now)
+                self._positions[partition] = part[-1].offset + 1
+                if time.monotonic() > turn_at:
+                    await asyncio.sleep(0)
+                    turn_at = time.monotonic() + HOLD_MAX_S
+            self._moved_at = self._clock()
         if self._proof is not None:
             await self._pass_over(consumer)
             self._prove()

@@ -21,6 +21,7 @@ from lapse.consumers.guard.feed import Feed, KafkaFeed
 from lapse.consumers.guard.freshness import Freshness
 from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
+from lapse.consumers.guard.packed import Block, Refused
 from lapse.consumers.guard.reports import Reporter, percentile
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
@@ -198,12 +199,12 @@ class Guard:
             ValueError: `session` is no reference. A raw session id would never be found, and pass.
         """
         self.checks += 1
-        decision = self._sessions.get(session)
-        if decision is None and started_at is not None and self._cutoffs:
-            decision = self._denials.covering(subject, tenant, started_at)
-        if decision is not None:
+        denial = self._sessions.get(session)
+        if denial is None and started_at is not None and self._cutoffs:
+            denial = self._denials.covering(subject, tenant, started_at)
+        if denial is not None:
             self.refused += 1
-            return decision
+            return Refused(denial, session) if isinstance(denial, Block) else denial
         if len(session) != REFERENCE_LENGTH:
             raise ValueError("check takes a session's reference: session_reference(session_id)")
         if self._clock() < self._freshness.fresh_until:
@@ -235,7 +236,7 @@ class Guard:
         """
         hook = self._hooks.add(callback, session, subject, tenant, started_at)
         if session is not None:
-            denial = self._sessions.get(session)
+            denial = self._denials.of(session)
             if denial is None and started_at is not None:
                 denial = self._denials.covering(subject, tenant, started_at)
             if denial is not None:
