@@ -34,13 +34,17 @@ from typing import Final, TypeAlias
 
 from lapse.consumers.guard.buckets import BUCKET_MS, Buckets
 from lapse.consumers.guard.decisions import Decision
-from lapse.consumers.guard.packed import ROWS_MAX, Block, Refused, fits
+from lapse.consumers.guard.packed import DUE_MAX_MS, ROWS_MAX, Block, Refused
 from lapse.schemas import Cause, InvariantError, SessionEnded, ending_id
 
-__all__ = ["EVERYONE", "SESSION_LIFE_MAX_MS", "Denials", "Scope"]
+__all__ = ["EVERYONE", "SESSION_LIFE_MAX_MS", "SHARD", "Denials", "Scope"]
 
 SESSION_LIFE_MAX_MS: Final = 2_592_000_000
 """30 days, the default of LAPSE_SESSION_LIFE_MAX_MS: no session outlives it, so no cutoff has to either."""
+
+SHARD: Final = 15
+"""Denials are kept in 16 dictionaries, for one of 700,000 was measured to hold the loop for 26 ms when it grew. The
+number is a mask."""
 
 BLOCKS_FORGOTTEN_MAX: Final = 256
 """Blocks freed at a time, 32,768 endings in about 5 ms of the service's loop. Log time is told at least once a second,
@@ -95,14 +99,14 @@ class Denials:
         session_life_max_ms: how long a revocation is kept after its `at`.
 
     Attributes:
-        sessions: the denial of each refused session, an ending's packed (packed.py); the guard's hot path reads it,
-            this class alone writes it.
+        shards: the denial of each refused session, an ending's packed (packed.py), in the dictionary
+            `hash(session) & SHARD`; the guard's hot path reads them, this class alone writes them.
         cutoffs: likewise the cutoffs.
     """
 
     def __init__(self, session_life_max_ms: int = SESSION_LIFE_MAX_MS) -> None:
         self._life = session_life_max_ms
-        self.sessions: dict[str, Block | Decision] = {}
+        self.shards: list[dict[str, Block | Decision]] = [{} for _ in range(SHARD + 1)]
         self.cutoffs: dict[Scope, _Cutoff] = {}
         self._open: dict[tuple[int, Cause, str | None], Block] = {}  # the block that takes the next such ending
         self._blocks_over: Buckets[Block] = Buckets()
@@ -114,11 +118,16 @@ class Denials:
     @property
     def entries(self) -> int:
         """Return how many denials and cutoffs are kept."""
-        return len(self.sessions) + len(self.cutoffs)
+        return sum(map(len, self.shards)) + len(self.cutoffs)
+
+    @property
+    def sessions(self) -> list[str]:
+        """Return the references of all refused sessions."""
+        return [session for shard in self.shards for session in shard]
 
     def of(self, session: str) -> Decision | None:
         """Return the denial of a session, or None."""
-        denial = self.sessions.get(session)
+        denial = self.shards[hash(session) & SHARD].get(session)
         return Refused(denial, session) if isinstance(denial, Block) else denial
 
     def end(self, ended: SessionEnded) -> bool:
@@ -127,9 +136,8 @@ class Denials:
 
     def join_ending(self, session: str, cause: Cause, due_at: int, revocation: str | None, deny_until: int) -> bool:
         """Join an ending by its fields; return whether the session was not refused before."""
-        known = self.sessions.get(session)
-        if known is not None:
-            self._join_again(session, known, cause, due_at, revocation, deny_until)
+        if session in self.shards[hash(session) & SHARD]:
+            self._join_again(session, cause, due_at, revocation, deny_until)
             return False
         if self._over is None or deny_until > self._over:
             self._keep(session, cause, due_at, revocation, deny_until)
@@ -182,19 +190,21 @@ class Denials:
             now: log time, epoch ms: what log time has certainly reached. Live while now < deny_until.
         """
         self._over = now
-        sessions = self.sessions
+        shards = self.shards
         self._leaving.extend(self._blocks_over.pop(now))
         for _ in range(min(len(self._leaving), BLOCKS_FORGOTTEN_MAX)):
             block = self._leaving.popleft()
             for session in block.sessions:
-                if sessions.get(session) is block:  # else it was prolonged, and is kept in a later block
-                    del sessions[session]
+                shard = shards[hash(session) & SHARD]
+                if shard.get(session) is block:  # else it was prolonged, and is kept in a later block
+                    del shard[session]
             if self._open.get((block.minute, block.cause, block.revocation)) is block:
                 del self._open[block.minute, block.cause, block.revocation]
         for session in self._sessions_over.pop(now):
-            denial = sessions.get(session)
+            shard = shards[hash(session) & SHARD]
+            denial = shard.get(session)
             if isinstance(denial, Decision) and _until(denial) <= now:  # likewise
-                del sessions[session]
+                del shard[session]
         for scope in self._cutoffs_over.pop(now):
             cutoff = self.cutoffs.get(scope)
             if cutoff is not None and not cutoff.forget(now - self._life):
@@ -204,10 +214,9 @@ class Denials:
         """Note that log time may have gone back, for the topic is another one: take endings in whatever they say."""
         self._over = None
 
-    def _join_again(
-        self, session: str, known: Block | Decision, cause: Cause, due_at: int, revocation: str | None, deny_until: int
-    ) -> None:
+    def _join_again(self, session: str, cause: Cause, due_at: int, revocation: str | None, deny_until: int) -> None:
         """Join an ending of a session that is refused already."""
+        known = self.shards[hash(session) & SHARD][session]
         if isinstance(known, Decision):
             until = max(_until(known), deny_until)
             if known.ending is None:  # a revocation, of which the processor's ending says more
@@ -227,35 +236,28 @@ class Denials:
 
     def _keep(self, session: str, cause: Cause, due_at: int, revocation: str | None, deny_until: int) -> None:
         """Keep an ending, in place of what was known of the session."""
-        if not fits(due_at, deny_until):
-            self._set(
-                session,
-                Decision(
-                    allowed=False,
-                    cause=cause,
-                    due_at=due_at,
-                    ending=ending_id(session),
-                    revocation=revocation,
-                    deny_until=deny_until,
-                ),
-            )
+        minute, untils = divmod(deny_until, BUCKET_MS)
+        dues = (minute + 1) * BUCKET_MS - due_at
+        if not 0 <= dues <= DUE_MAX_MS:
+            ending = ending_id(session)
+            self._set(session, Decision(False, cause, due_at, ending, revocation, deny_until))
             return
-        minute = deny_until // BUCKET_MS
         key = (minute, cause, revocation)
         block = self._open.get(key)
         if block is None or len(block.sessions) == ROWS_MAX:
+            if block is not None:
+                block.close()
             block = self._open[key] = Block(cause, revocation, minute)
             self._blocks_over.add(deny_until, block)
         # The columns first: another thread may look a session's row up as soon as the session is there.
-        begin = minute * BUCKET_MS
-        block.dues.append(begin + BUCKET_MS - due_at)
-        block.untils.append(deny_until - begin)
+        block.dues.append(dues)
+        block.untils.append(untils)
         block.sessions.append(session)
-        self.sessions[session] = block
+        self.shards[hash(session) & SHARD][session] = block
 
     def _join_revocation(self, session: str, denial: Decision) -> bool:
         """Join a revocation of one session; return whether the session was not refused before."""
-        known = self.sessions.get(session)
+        known = self.shards[hash(session) & SHARD].get(session)
         if known is None:
             self._set(session, denial)
             return True
@@ -271,7 +273,7 @@ class Denials:
         return False
 
     def _set(self, session: str, denial: Decision) -> None:
-        self.sessions[session] = denial
+        self.shards[hash(session) & SHARD][session] = denial
         self._sessions_over.add(_until(denial), session)
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from lapse.consumers.guard.decisions import ALLOWED, ALLOWED_STALE, DENIED_STALE, ON_STALE, Decision, Ended, OnStale
-from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS, Denials
+from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS, SHARD, Denials
 from lapse.consumers.guard.feed import Feed, KafkaFeed
 from lapse.consumers.guard.freshness import Freshness
 from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
@@ -107,7 +107,7 @@ class Guard:
         self._freshness = Freshness(stale_after_ms, clock())
         self._hooks = Hooks()
         self.intake: Final = Intake(self._topics, self._denials, self._freshness, self._hooks)
-        self._sessions = self._denials.sessions
+        self._shards = self._denials.shards
         self._cutoffs = self._denials.cutoffs
         self._ready_timeout_s = ready_timeout_s
         self._settings = {**(client or {}), "bootstrap_servers": bootstrap_servers}
@@ -199,7 +199,7 @@ class Guard:
             ValueError: `session` is no reference. A raw session id would never be found, and pass.
         """
         self.checks += 1
-        denial = self._sessions.get(session)
+        denial = self._shards[hash(session) & SHARD].get(session)
         if denial is None and started_at is not None and self._cutoffs:
             denial = self._denials.covering(subject, tenant, started_at)
         if denial is not None:

@@ -104,7 +104,7 @@ class Intake:
 
     def apply(self, source: Source, partition: int, records: Sequence[LogRecord], at: float) -> None:
         """Apply records of one partition, in log order, received at `at` (monotonic ms); not empty."""
-        self.broker_clock.received(max(record.timestamp for record in records), at)
+        self.broker_clock.received(records[-1].timestamp, at)  # the topics' append times never go down
         if source == "expiries":
             self._apply_expiries(partition, records, at)
         else:
@@ -127,31 +127,26 @@ class Intake:
             value = record.value
             if value is None:
                 continue  # a tombstone means nothing here
+            news = record.offset >= news_from
             usual = match_ending(value)
             if usual is None:
                 try:
-                    self._apply_unusual(partition, record, at, record.offset >= news_from)
+                    self._apply_unusual(partition, record, at, news)
                 except BadRecord as fault:
                     self._refuse("expiries", partition, record, fault.reason)
                 continue
-            name, subject, tenant, cause, due_at, order, deny_until = usual.groups()
-            session = name.decode()
+            session, cause, due_at, order, deny_until = usual.groups()
+            name = session.decode()
             revocation = None if order is None else order.decode()
-            if join(session, CAUSES[cause], int(due_at), revocation, int(deny_until)):
-                news = record.offset >= news_from
+            if join(name, CAUSES[cause], int(due_at), revocation, int(deny_until)):
                 if news:
                     self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
-                if wanted(session, news=news):
-                    ended = Ended(
-                        session=session,
-                        subject=subject.decode(),
-                        tenant=None if tenant is None else tenant.decode(),
-                        cause=CAUSES[cause],
-                        due_at=int(due_at),
-                        ending=ending_id(session),
-                        revocation=revocation,
-                    )
-                    self.hooks.session_ended(ended, news=news)
+                if wanted(name, news=news):
+                    self._call_hooks(parse_expiry(value), news)
+
+    def _call_hooks(self, ended: object, news: bool) -> None:
+        if isinstance(ended, SessionEnded):
+            self.hooks.session_ended(_ended(ended), news=news)
 
     def _apply_unusual(self, partition: int, record: LogRecord, at: float, news: bool) -> None:
         """Apply a watermark, or an ending that is not of the usual form."""
@@ -163,7 +158,7 @@ class Intake:
         elif self.denials.end(expiry):
             if news:
                 self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
-            self.hooks.session_ended(_ended(expiry), news=news)
+            self._call_hooks(expiry, news)
 
     def _apply_revocation(self, partition: int, record: LogRecord, at: float) -> None:
         revocation = parse_revocation(record.value)

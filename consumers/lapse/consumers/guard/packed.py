@@ -22,12 +22,13 @@ from lapse.consumers.guard.buckets import BUCKET_MS
 from lapse.consumers.guard.decisions import Decision
 from lapse.schemas import Cause, ending_id
 
-__all__ = ["ROWS_MAX", "Block", "Refused", "fits"]
+__all__ = ["DUE_MAX_MS", "ROWS_MAX", "Block", "Refused"]
 
 ROWS_MAX: Final = 128
 """Rows of a block: the last size before a list grows by more than it needs, and found in a microsecond."""
 
-_DUE_MAX: Final = 2**32 - 1
+DUE_MAX_MS: Final = 2**32 - 1
+"""From due_at to the end of deny_until's minute: 49 days. An ending beyond is kept as a decision of its own."""
 
 
 class Block:
@@ -43,6 +44,10 @@ class Block:
         self.dues = array("I")
         self.untils = array("H")
 
+    def close(self) -> None:
+        """Take no more rows: a tuple of texts is nothing that Python searches for cycles, as it would a list."""
+        self.sessions = tuple(self.sessions)  # type: ignore[assignment]  # it is only read from now on
+
     def row(self, session: str) -> tuple[int, int]:
         """Return (due_at, deny_until) of a session that is in the block."""
         row = self.sessions.index(session)
@@ -53,11 +58,6 @@ class Block:
         """Raise a session's `deny_until` within the block's minute."""
         row = self.sessions.index(session)
         self.untils[row] = max(self.untils[row], deny_until - self.minute * BUCKET_MS)
-
-
-def fits(due_at: int, deny_until: int) -> bool:
-    """Return whether a block can hold an ending: any that is due within 49 days before its denial is over."""
-    return 0 <= (deny_until // BUCKET_MS + 1) * BUCKET_MS - due_at <= _DUE_MAX
 
 
 class Refused(Decision):

@@ -16,7 +16,7 @@ __all__ = ["CAUSES", "match_ending"]
 
 _NAME: Final = rb'"([ !#-\[\]-~]{1,256})"'
 _ANY_NAME: Final = rb'"[ !#-\[\]-~]{1,256}"'
-_TENANT: Final = rb'"([ !#-.0-\[\]-~]{1,256})"'
+_TENANT: Final = rb'"[ !#-.0-\[\]-~]{1,256}"'
 _NATURAL: Final = rb"(?:0|[1-9][0-9]{0,14})"
 _LIMIT: Final = rb"(?:null|[1-9][0-9]{0,14})"
 _PARTITION: Final = rb"(?:0|[1-9][0-9]{0,8})"
@@ -26,7 +26,7 @@ CAUSES: Final = {str(cause).encode(): cause for cause in Cause}
 _USUAL: Final = re.compile(
     rb'\{"type":"session\.ended","v":1,"id":' + _ANY_NAME +
     rb',"session":' + _NAME +
-    rb',"subject":' + _NAME +
+    rb',"subject":' + _ANY_NAME +
     rb',"tenant":(?:null|' + _TENANT + rb")"
     rb',"cause":"(' + b"|".join(CAUSES) + rb')"'
     rb',"started_at":' + _NATURAL +
@@ -44,7 +44,7 @@ _USUAL: Final = re.compile(
 )  # fmt: skip
 
 Usual: TypeAlias = "re.Match[bytes]"
-"""Groups: session, subject, tenant or None, cause, due_at, revocation or None, deny_until; all bytes."""
+"""Groups: session, cause, due_at, revocation or None, deny_until; all bytes."""
 
 match_ending: Final = _USUAL.fullmatch
 """Return the match of a usual ending, or None."""
