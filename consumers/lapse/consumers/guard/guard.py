@@ -26,7 +26,7 @@ from lapse.consumers.guard.reports import Reporter, percentile
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "monotonic_ms"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -39,7 +39,7 @@ _WATERMARK_WAIT_S: Final = 3.0
 """How long a start waits for watermarks once everything is read: they come once a second while a processor runs."""
 
 
-def _monotonic_ms() -> float:
+def monotonic_ms() -> float:
     return time.monotonic() * 1000
 
 
@@ -81,7 +81,7 @@ class Guard:
         report: bool = True,
         client: Mapping[str, Any] | None = None,
         feed: Feed | None = None,
-        clock: Callable[[], float] = _monotonic_ms,
+        clock: Callable[[], float] = monotonic_ms,
     ) -> None:
         if not STALE_AFTER_MIN_MS <= stale_after_ms <= 3_600_000:
             raise ConfigError(f"stale_after_ms is {stale_after_ms}: 3,000 to 3,600,000 is allowed")
