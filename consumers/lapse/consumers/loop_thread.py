@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
-__all__ = ["CALL_ERRORS", "Forkable", "LoopThread", "end_at_exit", "keep_inherited", "tell_of_forks"]
+__all__ = ["CALL_ERRORS", "Forkable", "LoopThread", "end_at_exit", "has_ended", "keep_inherited", "tell_of_forks"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -122,7 +122,7 @@ class _Ending(Protocol):
 
 _inherited: Final[list[object]] = []
 _told: "Final[weakref.WeakSet[Forkable]]" = weakref.WeakSet()
-_ending: "Final[weakref.WeakSet[_Ending]]" = weakref.WeakSet()
+_running: "Final[dict[_Ending, None]]" = {}  # held: what runs must be ended although its maker has forgotten it
 
 
 def tell_of_forks(one: Forkable) -> None:
@@ -131,8 +131,13 @@ def tell_of_forks(one: Forkable) -> None:
 
 
 def end_at_exit(one: _Ending) -> None:
-    """Call `at_exit` when the process ends in the ordinary way, if the object still lives."""
-    _ending.add(one)
+    """Call `at_exit` when the process ends in the ordinary way."""
+    _running[one] = None
+
+
+def has_ended(one: _Ending) -> None:
+    """Call `at_exit` no more."""
+    _running.pop(one, None)
 
 
 def keep_inherited(*objects: object) -> None:
@@ -141,12 +146,13 @@ def keep_inherited(*objects: object) -> None:
 
 
 def _forked() -> None:
+    _running.clear()
     for one in list(_told):
         one.after_fork()
 
 
 def _exiting() -> None:
-    for one in list(_ending):
+    for one in list(_running):
         one.at_exit()
 
 

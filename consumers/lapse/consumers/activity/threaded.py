@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from lapse.consumers.activity.coalescer import SESSIONS_MAX
 from lapse.consumers.activity.notes import Note, Notes
 from lapse.consumers.activity.publisher import ActivityPublisher, PublisherStats, monotonic_ms
-from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, keep_inherited, tell_of_forks
+from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, has_ended, keep_inherited, tell_of_forks
 
 __all__ = ["SyncActivityPublisher"]
 
@@ -61,7 +61,6 @@ class SyncActivityPublisher(Notes):
         }
         self._make()
         tell_of_forks(self)
-        end_at_exit(self)
 
     def _make(self) -> None:
         """Make what belongs to one process."""
@@ -93,6 +92,7 @@ class SyncActivityPublisher(Notes):
                 thread = LoopThread(f"lapse-activity-{self.service}")
                 self._inner._resume()
                 self._thread = thread
+                end_at_exit(self)
                 thread.submit(self._inner.start())
             self._begun = True
 
@@ -110,6 +110,7 @@ class SyncActivityPublisher(Notes):
                 self._inner._refuse()
                 _log.warning("the publisher of %s did not stop in time", self.service)
             thread.stop()
+            has_ended(self)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Write all that is noted, also what still cools; return whether it stands in the log within timeout_s."""

@@ -18,7 +18,7 @@ from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS
 from lapse.consumers.guard.feed import Feed
 from lapse.consumers.guard.guard import Guard, monotonic_ms
 from lapse.consumers.guard.hooks import Hook, OnEnded
-from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, keep_inherited, tell_of_forks
+from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, has_ended, keep_inherited, tell_of_forks
 from lapse.schemas import GuardStatus
 
 __all__ = ["SyncGuard", "SyncHook"]
@@ -96,7 +96,6 @@ class SyncGuard:
         self._of_all: dict[Hook, OnEnded] = {}  # hooks of all sessions, which a child takes over
         self._make()
         tell_of_forks(self)
-        end_at_exit(self)
 
     def _make(self) -> None:
         """Make what belongs to one process."""
@@ -135,6 +134,7 @@ class SyncGuard:
             except CALL_ERRORS:
                 _log.warning("the guard of %s did not stop in time", self.service)
             thread.stop()
+            has_ended(self)
 
     def check(
         self,
@@ -236,6 +236,7 @@ class SyncGuard:
             if self._has_thread and self._thread is None:
                 try:
                     self._thread = LoopThread(f"lapse-guard-{self.service}")
+                    end_at_exit(self)
                 except RuntimeError as error:
                     _log.warning("the guard of %s cannot start a thread and is stale: %s", self.service, error)
                     return self._inner
