@@ -64,6 +64,12 @@ def own(tmp_path: Path) -> Iterator[record.BrokerRecord]:
         maven.stop(record.read(tmp_path / "broker") or started)
 
 
+@pytest.fixture
+def estate(own: record.BrokerRecord, tmp_path: Path) -> Iterator[Estate]:
+    with estate_on(Broker(own.bootstrap, "maven"), tmp_path, BUSY) as made:
+        yield made
+
+
 class _People:
     """Sessions that are touched in turn, so that none is ever silent for long."""
 
@@ -129,38 +135,32 @@ async def _touching(people: _People) -> AsyncIterator[None]:
 
 
 async def test_the_latest_touch_of_every_session_arrives_and_no_live_session_is_ended(
-    own: record.BrokerRecord, tmp_path: Path
+    own: record.BrokerRecord, estate: Estate, tmp_path: Path
 ) -> None:
-    started = own
     java = maven.find_java()
     assert java is not None
-    with estate_on(Broker(started.bootstrap, "maven"), tmp_path, BUSY) as estate:
-        settings = estate.settings
-        async with (
-            _working(estate),
-            ActivityPublisher(
-                settings.kafka, service="shop", prefix=settings.prefix, touch_interval_ms=2_000
-            ) as publisher,
-        ):
-            people = _People(publisher)
-            await people.log_in()
-            async with _touching(people):
-                await asyncio.sleep(2 * STEP_S)
-                before = _resident()
-                await asyncio.to_thread(maven.stop, started)
-                grown = []
-                gone_at = time.monotonic()
-                while time.monotonic() - gone_at < AWAY_S:
-                    await asyncio.sleep(0.5)
-                    grown.append(_resident() - before)
-                    assert publisher.waiting <= SESSIONS
-                again = await asyncio.to_thread(maven.start, tmp_path / "broker", java, lambda _: None)
-                assert again.bootstrap == started.bootstrap
-                await asyncio.sleep(IDLE_MS / 1000)  # as long as it would take for those lost to end
-            assert await publisher.flush(120.0)
-            stats = publisher.stats
-            activity = await read_to_end(settings, TopicNames(settings.prefix).activity)
-            endings = await _endings(settings)
+    settings = estate.settings
+    publisher = ActivityPublisher(settings.kafka, service="shop", prefix=settings.prefix, touch_interval_ms=2_000)
+    async with _working(estate), publisher:
+        people = _People(publisher)
+        await people.log_in()
+        async with _touching(people):
+            await asyncio.sleep(1.0)
+            before = _resident()
+            await asyncio.to_thread(maven.stop, own)
+            grown = []
+            gone_at = time.monotonic()
+            while time.monotonic() - gone_at < AWAY_S:
+                await asyncio.sleep(0.5)
+                grown.append(_resident() - before)
+                assert publisher.waiting <= SESSIONS
+            again = await asyncio.to_thread(maven.start, tmp_path / "broker", java, lambda _: None)
+            assert again.bootstrap == own.bootstrap
+            await asyncio.sleep(IDLE_MS / 1000)  # as long as it would take for those that were lost to end
+        assert await publisher.flush(120.0)
+        stats = publisher.stats
+        activity = await read_to_end(settings, TopicNames(settings.prefix).activity)
+        endings = await _endings(settings)
     assert (stats.dropped, stats.malformed) == (0, 0)
     assert people.slowest_s < 0.25  # never held up by the broker; a collection of garbage may be
     assert max(grown) < GROWTH_MAX_BYTES
