@@ -9,6 +9,7 @@ import time
 import pytest
 
 from lapse.consumers import Cause, Ended, Guard, session_reference
+from lapse.consumers.guard import feed
 from lapse.pipeline.operations.connection import administering
 from lapse.pipeline.operations.topics import apply_topics
 from lapse.pipeline.settings import Settings
@@ -145,6 +146,27 @@ async def test_a_recreated_topic_makes_it_stale_and_it_reads_it_anew_by_itself(s
         await until(lambda: guard.fresh, timeout_s=20)
         assert guard.check(before).cause == Cause.REVOKED
         assert guard.check(session_reference("live")).allowed
+
+
+async def test_a_topic_recreated_and_filled_past_what_was_read_between_two_looks_is_noticed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PROOF_INTERVAL_S", 4.0)
+    topics = TopicNames(settings.prefix)
+    before = session_reference("before")
+    async with writing(settings) as writer, _guard(settings, stale_after_ms=60_000) as guard:
+        for n in range(3):
+            await writer.revoke(Revocation(id=f"r-{n}", session=before, subject="u-1"))
+        await until(lambda: not guard.check(before).allowed)
+        await asyncio.sleep(9.0)  # two looks: the landmark is known
+        async with administering(settings) as admin:
+            await admin.delete_topics([topics.revocations])
+        await until_applied(settings)
+        others = [session_reference(f"after-{n}") for n in range(20)]
+        for n, session in enumerate(others):
+            await writer.revoke(Revocation(id=f"r-after-{n}", session=session, subject="u-1"))
+        await until(lambda: not any(guard.check(session).allowed for session in others), timeout_s=30)
+        assert guard.check(before).cause == Cause.REVOKED
 
 
 async def until_applied(settings: Settings) -> None:

@@ -8,8 +8,9 @@ thousand endings. A tail does, again and again:
     3. once a second ask for the end offsets; having applied up to them proves what was known when they were asked for
 
 and starts over at 1, the guard stale until then and its denials kept, when what it sees cannot be: an end offset or a
-record before what was read (the topic was recreated or cut), another number of partitions, an end offset that moved
-while nothing came for STUCK_AFTER_MS (aiokafka issue 1154), an error.
+record before what was read (the topic was recreated or cut), an instant that stands at an earlier offset than when it
+was last asked for (the topic was recreated, and filled past what was read, between two looks), another number of
+partitions, an end offset that moved while nothing came for STUCK_AFTER_MS (aiokafka issue 1154), an error.
 """
 
 import asyncio
@@ -46,6 +47,9 @@ ten empty fetches a second and topic."""
 
 PROOF_INTERVAL_S: Final = 1.0
 STUCK_AFTER_MS: Final = 10_000.0
+
+_LANDMARK_MS: Final = 600_000
+"""A landmark is given up for a newer one after ten minutes: one that cleanup has passed says less and less."""
 
 _REQUEST_TIMEOUT_MS: Final = 5_000
 _START_TIMEOUT_S: Final = 15.0
@@ -143,6 +147,10 @@ class _Tail:
         self._positions: dict[TopicPartition, int] = {}
         self._proof: tuple[float, dict[TopicPartition, int]] | None = None  # asked at, the ends
         self._moved_at = 0.0
+        self._newest: dict[TopicPartition, int] = {}  # the append time of the last record read
+        self._landmarks: dict[
+            TopicPartition, tuple[int, int]
+        ] = {}  # an append time, and the first offset not before it
 
     async def run(self) -> None:
         """Follow the topic until cancelled."""
@@ -210,6 +218,8 @@ class _Tail:
             self._positions = {partition: await consumer.position(partition) for partition in partitions}
         self._proof = (asked_at, ends)
         self._moved_at = self._clock()
+        self._newest.clear()
+        self._landmarks.clear()
         self._intake.begin(
             self._source,
             [ends[partition] for partition in partitions],
@@ -227,6 +237,7 @@ class _Tail:
                 raise _Astray(f"partition {partition.partition} went back to offset {records[0].offset}")
             self._intake.apply(self._source, partition.partition, records, now)
             self._positions[partition] = records[-1].offset + 1
+            self._newest[partition] = records[-1].timestamp
             self._moved_at = now
         if self._proof is not None:
             await self._pass_over(consumer)
@@ -264,7 +275,32 @@ class _Tail:
             for partition, end in ends.items():
                 if end < self._positions[partition]:
                     raise _Astray(f"partition {partition.partition} ends at {end}, before what was read")
+            await self._look_at_landmarks(consumer)
             numbers = consumer.partitions_for_topic(self._topic)
             if numbers is not None and len(numbers) != len(partitions):
                 raise _Astray(f"the number of partitions went from {len(partitions)} to {len(numbers)}")
             self._proof = (asked_at, ends)
+
+    async def _look_at_landmarks(self, consumer: AIOKafkaConsumer) -> None:
+        """Raise _Astray if an instant has moved to an earlier offset, which appends and cleanup of one log never do.
+
+        What was read last is the landmark of the looks to come, whatever clock had stamped it.
+        """
+        asked = {partition: stamp for partition, (stamp, _) in self._landmarks.items()}
+        for partition, stamp in self._newest.items():
+            asked.setdefault(partition, stamp)
+        if not asked:
+            return
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            found = await consumer.offsets_for_times(asked)
+        for partition, at in found.items():
+            if at is None:
+                continue
+            known = self._landmarks.get(partition)
+            if known is not None and at.offset < known[1]:
+                raise _Astray(f"partition {partition.partition} is another log: it was recreated")
+            self._landmarks[partition] = (asked[partition], at.offset)
+        for partition, stamp in self._newest.items():
+            known = self._landmarks.get(partition)
+            if known is not None and stamp >= known[0] + _LANDMARK_MS:
+                del self._landmarks[partition]  # the next look takes a newer one
