@@ -6,8 +6,8 @@ every session stands in the log with the instant at which it was made, no live s
 longer than the idle timeout, and the publisher has not grown.
 
 `FULL_SIZE=1` runs it at 5,000 touches a second of 100,000 sessions for 60 s; otherwise it is smaller and shorter. The
-full size needs a core for the service: idle endings are held for gap_grace_ms (5 s) after the log's return, and what was
-kept must be told by then. On a machine that is busy with other things run it with `chrt -r 1`.
+full size needs a core for the service: idle endings are held for gap_grace_ms (5 s) after the log's return, and what
+was kept must be told by then. On a machine that is busy with other things run it with `chrt -r 1`.
 """
 
 import asyncio
