@@ -136,11 +136,24 @@ class Denials:
 
     def join_ending(self, session: str, cause: Cause, due_at: int, revocation: str | None, deny_until: int) -> bool:
         """Join an ending by its fields; return whether the session was not refused before."""
-        if session in self.shards[hash(session) & SHARD]:
+        shard = self.shards[hash(session) & SHARD]
+        if session in shard:
             self._join_again(session, cause, due_at, revocation, deny_until)
             return False
-        if self._over is None or deny_until > self._over:
+        if self._over is not None and deny_until <= self._over:
+            return True
+        # What follows is `_keep` where the ending's block is there and has room: 99 of 100, a million times at a start.
+        minute = deny_until // BUCKET_MS
+        begin = minute * BUCKET_MS
+        block = self._open.get((minute, cause, revocation))
+        dues = begin + BUCKET_MS - due_at
+        if block is None or len(block.sessions) == ROWS_MAX or not 0 <= dues <= DUE_MAX_MS:
             self._keep(session, cause, due_at, revocation, deny_until)
+        else:
+            block.dues.append(dues)
+            block.untils.append(deny_until - begin)
+            block.sessions.append(session)
+            shard[session] = block
         return True
 
     def revoke_session(self, session: str, revocation: str, at: int) -> bool:

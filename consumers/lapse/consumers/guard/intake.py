@@ -122,6 +122,7 @@ class Intake:
 
     def _apply_expiries(self, partition: int, records: Sequence[LogRecord], at: float) -> None:
         join, wanted = self.denials.join_ending, self.hooks.wanted
+        watched = len(self.hooks) > 0
         news_from = self._news_from("expiries", partition)
         for record in records:
             value = record.value
@@ -141,7 +142,7 @@ class Intake:
             if join(name, CAUSES[cause], int(due_at), revocation, int(deny_until)):
                 if news:
                     self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
-                if wanted(name, news=news):
+                if watched and wanted(name, news=news):
                     self._call_hooks(parse_expiry(value), news)
 
     def _call_hooks(self, ended: object, news: bool) -> None:
