@@ -7,7 +7,20 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 
-from benchmarks import burst, check, checkpointing, lateness, memory, processor, propagation, recovery, scale
+from benchmarks import (
+    bootstrap,
+    burst,
+    check,
+    checkpointing,
+    denials,
+    lateness,
+    memory,
+    processor,
+    propagation,
+    publisher,
+    recovery,
+    scale,
+)
 
 BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "processor": processor.run,
@@ -20,6 +33,9 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "scale": scale.run,
     "checkpoints": checkpointing.run,
     "check": check.run,
+    "bootstrap": bootstrap.run,
+    "denial_memory": denials.run,
+    "publisher": publisher.run,
 }
 
 

@@ -23,7 +23,7 @@ from lapse.schemas import (
     subject_key,
 )
 
-__all__ = ["Writer", "free_port", "read_all", "until", "writing"]
+__all__ = ["Writer", "free_port", "read_all", "read_to_end", "until", "writing"]
 
 
 def free_port() -> int:
@@ -49,6 +49,24 @@ async def read_all(settings: Settings, topic: str, count: int, timeout_s: float 
     try:
         async with asyncio.timeout(timeout_s):
             while len(found) < count:
+                for records in (await consumer.getmany(timeout_ms=100)).values():
+                    found += records
+    finally:
+        await consumer.stop()
+    return sorted(found, key=lambda record: (record.partition, record.offset))
+
+
+async def read_to_end(settings: Settings, topic: str, timeout_s: float = 60.0) -> list[ConsumerRecord]:
+    """Return the records that stand in a topic now, by partition and offset."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka, auto_offset_reset="earliest")
+    partitions = [TopicPartition(topic, partition) for partition in range(settings.partitions)]
+    consumer.assign(partitions)
+    await consumer.start()
+    found: list[ConsumerRecord] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            ends = await consumer.end_offsets(partitions)
+            while any([await consumer.position(partition) < end for partition, end in ends.items()]):
                 for records in (await consumer.getmany(timeout_ms=100)).values():
                     found += records
     finally:

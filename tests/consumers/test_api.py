@@ -29,10 +29,13 @@ def test_the_public_names_are_these() -> None:
             "LapseMiddleware",
             "OnStale",
             "PublisherStats",
+            "SyncActivityPublisher",
+            "SyncGuard",
+            "SyncHook",
             "is_session_reference",
             "session_reference",
         ],
-        "lapse.consumers.activity": ["ActivityPublisher", "PublisherStats"],
+        "lapse.consumers.activity": ["ActivityPublisher", "PublisherStats", "SyncActivityPublisher"],
         "lapse.consumers.appliers": [
             "Applier",
             "Effect",
@@ -53,10 +56,12 @@ def test_the_public_names_are_these() -> None:
             "ON_STALE",
             "OnEnded",
             "OnStale",
+            "SyncGuard",
+            "SyncHook",
         ],
         "lapse.consumers.frameworks.asgi": ["ActiveSession", "Identity", "LapseMiddleware", "SCOPE_KEY"],
         "lapse.consumers.frameworks.fastapi": ["CurrentSession", "Lapse", "current_session"],
-        "lapse.consumers.testing": ["ManualClock", "MemoryFeed", "MemoryPublisher"],
+        "lapse.consumers.testing": ["ManualClock", "MemoryFeed", "MemoryPublisher", "SyncMemoryPublisher"],
     }
 
 

@@ -1,18 +1,21 @@
-"""Which sessions are refused?
+"""Which sessions are refused, and is what is kept packed the same?
 
 Properties: a plain oracle that keeps every fact in a list must agree, whatever the order in which facts come and
 however often; and no fact ever takes a denial back.
 """
 
+import copy
+import pickle
 import random
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapse.consumers.guard.buckets import BUCKET_MS
 from lapse.consumers.guard.decisions import Decision
-from lapse.consumers.guard.denials import EVERYONE, Denials, Scope
+from lapse.consumers.guard.denials import BLOCKS_FORGOTTEN_MAX, EVERYONE, Denials, Scope
+from lapse.consumers.guard.packed import ROWS_MAX
 from lapse.schemas import Cause, Evidence, SessionEnded, ending_id
 
 LIFE_MS = 10 * BUCKET_MS
@@ -88,8 +91,14 @@ _facts = st.one_of(
 
 
 def _ask(denials: Denials, session: str, subject: str, tenant: str | None, started_at: int) -> Decision | None:
-    found = denials.sessions.get(session)
+    found = denials.of(session)
     return denials.covering(subject, tenant, started_at) if found is None else found
+
+
+def _until(denials: Denials, session: str) -> int:
+    denial = denials.of(session)
+    assert denial is not None
+    return denial.deny_until or 0
 
 
 def _oracle(
@@ -119,6 +128,7 @@ def _oracle(
     return None, id, at + LIFE_MS
 
 
+@settings(deadline=None)
 @given(st.lists(_facts, max_size=12), st.randoms(use_true_random=False), _instants)
 def test_it_answers_as_the_oracle_in_any_order_and_however_often_facts_come(
     facts: list[_Fact], chance: random.Random, started_at: int
@@ -138,6 +148,7 @@ def test_it_answers_as_the_oracle_in_any_order_and_however_often_facts_come(
                     assert said == _oracle(facts, session, subject, tenant, started_at)
 
 
+@settings(deadline=None)
 @given(st.lists(_facts, max_size=12))
 def test_no_fact_takes_a_sessions_denial_back(facts: list[_Fact]) -> None:
     denials = Denials(LIFE_MS)
@@ -145,16 +156,17 @@ def test_no_fact_takes_a_sessions_denial_back(facts: list[_Fact]) -> None:
     for fact in facts:
         fact.join(denials)
         for session, before in until.items():
-            assert (denials.sessions[session].deny_until or 0) >= before
-        until = {session: denial.deny_until or 0 for session, denial in denials.sessions.items()}
+            assert _until(denials, session) >= before
+        until = {session: _until(denials, session) for session in denials.sessions}
 
 
+@settings(deadline=None)
 @given(st.lists(_facts, max_size=12), st.lists(st.integers(0, 20 * BUCKET_MS), min_size=1, max_size=5))
 def test_denials_last_until_deny_until_and_are_freed_within_a_minute(facts: list[_Fact], times: list[int]) -> None:
     denials = Denials(LIFE_MS)
     for fact in facts:
         fact.join(denials)
-    kept = {session: denial.deny_until or 0 for session, denial in denials.sessions.items()}
+    kept = {session: _until(denials, session) for session in denials.sessions}
     cuts = {fact.scope: fact for fact in facts if isinstance(fact, _Cut)}
     for now in sorted(times):
         denials.forget(now)
@@ -198,7 +210,76 @@ def test_an_ending_says_more_than_the_revocation_before_it_and_is_no_second_endi
     denials = Denials()
     assert denials.revoke_session(SESSIONS[0], "r-1", 50)
     assert not denials.end(_ended(SESSIONS[0], cause=Cause.REVOKED, due_at=60))
-    denial = denials.sessions[SESSIONS[0]]
+    denial = denials.of(SESSIONS[0])
+    assert denial is not None
     assert (denial.due_at, denial.ending) == (60, ending_id(SESSIONS[0]))
     assert not denials.revoke_session(SESSIONS[0], "r-0", 10)
-    assert denials.sessions[SESSIONS[0]].due_at == 60
+    assert denials.of(SESSIONS[0]) == denial
+
+
+def _name(number: int) -> str:
+    return f"{number:022d}"
+
+
+def test_more_endings_than_a_block_has_rows_are_each_kept_with_their_own_instants() -> None:
+    denials = Denials()
+    count = 3 * ROWS_MAX + 1
+    for number in range(count):
+        cause = Cause.CLOSED if number % 3 else Cause.IDLE
+        denials.end(_ended(_name(number), cause=cause, due_at=number, deny_until=5 * BUCKET_MS + number))
+    assert denials.entries == count
+    for number in range(count):
+        denial = denials.of(_name(number))
+        assert denial is not None
+        assert not denial
+        assert (denial.due_at, denial.deny_until, denial.stale) == (number, 5 * BUCKET_MS + number, False)
+        assert denial.cause == (Cause.CLOSED if number % 3 else Cause.IDLE)
+
+
+def test_an_ending_due_long_before_its_denial_is_over_is_kept_as_well() -> None:
+    denials = Denials()
+    denials.end(_ended(SESSIONS[0], due_at=-(2**62), deny_until=2**62))
+    denial = denials.of(SESSIONS[0])
+    assert denial is not None
+    assert (denial.due_at, denial.deny_until, denial.ending) == (-(2**62), 2**62, ending_id(SESSIONS[0]))
+    denials.end(_ended(SESSIONS[0], due_at=7, deny_until=2**62 + 1))
+    denial = denials.of(SESSIONS[0])
+    assert denial is not None
+    assert (denial.due_at, denial.deny_until) == (-(2**62), 2**62 + 1)
+
+
+def test_a_packed_denial_is_equal_to_a_plain_one_and_can_be_copied() -> None:
+    denials = Denials()
+    denials.end(_ended(SESSIONS[0], due_at=60, deny_until=1_000))
+    denial = denials.of(SESSIONS[0])
+    plain = Decision(False, Cause.IDLE, 60, ending_id(SESSIONS[0]), None, 1_000)
+    assert denial == plain
+    assert plain == denial
+    assert hash(denial) == hash(plain)
+    assert copy.copy(denial) == plain
+    assert pickle.loads(pickle.dumps(denial)) == plain  # noqa: S301  # our own bytes
+    assert repr(plain).removeprefix("Decision") in repr(denial)
+    assert denial != Decision(False, Cause.IDLE, 61, ending_id(SESSIONS[0]), None, 1_000)
+
+
+def test_very_many_that_are_over_at_once_are_freed_in_turns_and_refused_until_then() -> None:
+    denials = Denials()
+    count = (BLOCKS_FORGOTTEN_MAX + 1) * ROWS_MAX
+    for number in range(count):
+        denials.join_ending(_name(number), Cause.IDLE, 0, None, 1)
+    denials.forget(2 * BUCKET_MS)
+    assert denials.entries == ROWS_MAX
+    assert denials.of(_name(count - 1)) is not None
+    denials.forget(2 * BUCKET_MS)
+    assert denials.entries == 0
+
+
+def test_what_is_over_is_not_taken_in_again_but_counts_as_an_ending() -> None:
+    denials = Denials()
+    denials.forget(5 * BUCKET_MS)
+    assert denials.end(_ended(SESSIONS[0], deny_until=5 * BUCKET_MS))
+    assert denials.end(_ended(SESSIONS[1], deny_until=5 * BUCKET_MS + 1))
+    assert denials.sessions == [SESSIONS[1]]
+    denials.log_time_unknown()
+    assert denials.end(_ended(SESSIONS[0], deny_until=5 * BUCKET_MS))
+    assert denials.of(SESSIONS[0]) is not None

@@ -4,7 +4,7 @@ Property: a guard never claims to be fresher than it is: an oracle that knows wh
 time must find its knowledge at least as young as claimed.
 """
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapse.consumers.guard.freshness import DRIFT, Freshness, Source
@@ -49,6 +49,17 @@ def test_a_watermark_from_before_the_assignment_says_nothing() -> None:
     assert not _fresh(freshness, 10.0)
     freshness.watermark(0, 5, LOG, LOG, 10.0)
     assert _fresh(freshness, 10.0)
+
+
+def test_log_time_is_told_by_watermarks_from_before_the_assignment_too() -> None:
+    freshness = Freshness(STALE_AFTER, 0.0)
+    freshness.begin("expiries", [5, 5], [0, 0])
+    freshness.watermark(0, 1, LOG, LOG, 1.0)
+    of_one_partition = freshness.log_time
+    freshness.watermark(1, 1, LOG + 7, LOG + 7, 1.0)
+    freshness.watermark(0, 2, LOG + 9, LOG + 9, 1.0)
+    assert (of_one_partition, freshness.log_time) == (None, LOG + 7)
+    assert not _fresh(freshness, 1.0)
 
 
 def test_it_is_fresh_while_less_than_stale_after_has_passed_and_stale_from_then_on() -> None:
@@ -134,6 +145,7 @@ def test_two_clocks_that_drift_apart_do_not_make_it_stale() -> None:
         assert _fresh(freshness, now + 5_000)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 20_000), st.integers(0, 20_000)), min_size=1, max_size=20),
     st.integers(0, 30_000),

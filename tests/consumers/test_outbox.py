@@ -1,6 +1,6 @@
 """What goes into a partition's next batch? Batches of a set size; what is loaded, lost and left over is compared."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapse.consumers.activity.coalescer import Coalescer
@@ -115,6 +115,7 @@ def test_another_number_of_partitions_places_everything_anew() -> None:
     assert sorted(told) == sorted([("started", _ref(n)) for n in range(20)] + [("touched", _ref(n)) for n in range(20)])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1_300), st.integers(1, 256), st.sampled_from(["u", "ü", "\U0001f600"]))
 def test_packed_records_keep_the_limits_of_the_wire_whatever_the_names(count: int, length: int, letter: str) -> None:
     bench = _Bench()

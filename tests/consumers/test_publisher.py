@@ -7,6 +7,7 @@ import pytest
 
 from lapse.consumers import ActivityPublisher, ConfigError, session_reference
 from lapse.consumers.activity.packing import Event, record_of_event
+from lapse.consumers.activity.publisher import INBOX_MAX
 from lapse.consumers.testing import MemoryPublisher
 from lapse.schemas import (
     SessionClosed,
@@ -148,6 +149,51 @@ def test_a_touch_too_old_to_be_told_counts_as_dropped() -> None:
     publisher.clock.advance(3_600_001)
     assert publisher.take() == []
     assert (publisher.stats.dropped, publisher.waiting) == (1, 0)
+
+
+async def test_after_stop_nothing_is_noted_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    publisher = MemoryPublisher()
+    publisher.touched(A, "u")
+    await publisher.stop()
+    with caplog.at_level(logging.WARNING, "lapse.consumers"):
+        publisher.touched(A, "u")
+        publisher.closed(B, "u")
+        thread = threading.Thread(target=publisher.closed, args=(B, "u"))
+        thread.start()
+        thread.join()
+    assert "after stop()" in caplog.text
+    assert publisher.stats.after_stop == 3
+    assert [type(activity) for activity in publisher.take()] == [SessionTouched]
+    await publisher.start()
+    publisher.closed(B, "u")
+    assert [type(activity) for activity in publisher.take()] == [SessionClosed]
+
+
+async def test_a_real_publisher_takes_nothing_after_stop_either() -> None:
+    publisher = ActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
+    async with publisher:
+        publisher.closed(A, "u")
+        await publisher.stop(0.0)
+        publisher.closed(B, "u")
+        assert (publisher.stats.after_stop, publisher.stats.waiting) == (1, 1)
+    publisher.touched(A, "u")
+    assert publisher.stats.after_stop == 2
+
+
+async def test_what_other_threads_note_while_the_loop_stands_still_is_bounded() -> None:
+    async with ActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100) as publisher:
+
+        def flood() -> None:
+            for number in range(INBOX_MAX + 10):
+                publisher.touched(A, f"u-{number}")
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        thread.join()  # the loop is not given back meanwhile
+        assert publisher.stats.dropped == 10
+        assert not await publisher.flush(1.0)
+        assert publisher.stats.touches == INBOX_MAX
+        await publisher.stop(0.0)
 
 
 async def test_it_may_be_called_from_any_thread() -> None:

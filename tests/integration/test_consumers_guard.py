@@ -4,15 +4,27 @@ A real guard over a real broker; the processor's and the operators' records are 
 """
 
 import asyncio
+import threading
 import time
 
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from lapse.consumers import Cause, Ended, Guard, session_reference
+from lapse.consumers.guard import feed
 from lapse.pipeline.operations.connection import administering
 from lapse.pipeline.operations.topics import apply_topics
 from lapse.pipeline.settings import Settings
-from lapse.schemas import GuardApplied, GuardStatus, Revocation, TopicNames, parse_dead_letter, parse_enforcement
+from lapse.schemas import (
+    GuardApplied,
+    GuardStatus,
+    Revocation,
+    TopicNames,
+    encode,
+    parse_dead_letter,
+    parse_enforcement,
+    partition_of,
+)
 
 from tests.consumers.support import free_port, read_all, until, writing
 
@@ -145,6 +157,40 @@ async def test_a_recreated_topic_makes_it_stale_and_it_reads_it_anew_by_itself(s
         await until(lambda: guard.fresh, timeout_s=20)
         assert guard.check(before).cause == Cause.REVOKED
         assert guard.check(session_reference("live")).allowed
+
+
+async def test_a_topic_recreated_and_filled_past_what_was_read_between_two_looks_is_noticed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PROOF_INTERVAL_S", 4.0)
+    before = session_reference("before")
+    async with writing(settings) as writer, _guard(settings, stale_after_ms=60_000) as guard:
+        for n in range(3):
+            await writer.revoke(Revocation(id=f"r-{n}", session=before, subject="u-1"))
+        await until(lambda: not guard.check(before).allowed)
+        await asyncio.sleep(9.0)  # two looks: the landmark is known
+        others = [session_reference(f"after-{n}") for n in range(20)]
+        # In another thread, and this one held meanwhile: at its next look the guard finds more than it had read.
+        recreating = threading.Thread(target=asyncio.run, args=(_recreate(settings, others),))
+        recreating.start()
+        recreating.join()
+        await asyncio.sleep(1.0)
+        assert guard.check(others[0]).allowed  # it has read on in the middle of another log
+        await until(lambda: not any(guard.check(session).allowed for session in others), timeout_s=30)
+        assert guard.check(before).cause == Cause.REVOKED
+
+
+async def _recreate(settings: Settings, sessions: list[str]) -> None:
+    """Make the topic of revocations anew, with these."""
+    topic = TopicNames(settings.prefix).revocations
+    async with administering(settings) as admin:
+        await admin.delete_topics([topic])
+    await until_applied(settings)
+    partition = partition_of("u-1", None, settings.partitions)
+    async with AIOKafkaProducer(bootstrap_servers=settings.kafka) as producer:
+        for n, session in enumerate(sessions):
+            order = Revocation(id=f"r-after-{n}", session=session, subject="u-1")
+            await producer.send_and_wait(topic, encode(order), partition=partition)
 
 
 async def until_applied(settings: Settings) -> None:

@@ -2,14 +2,15 @@
 
     ActivityPublisher    tells started, touched, refreshed, elevated, closed
     Guard                answers "may this session go on?"
+    SyncActivityPublisher, SyncGuard      the same for threaded and pre-forked services
     LapseMiddleware      does both for an ASGI application (lapse.consumers.frameworks.fastapi for FastAPI)
 
 For tests without Kafka: lapse.consumers.testing.
 """
 
-from lapse.consumers.activity import ActivityPublisher, PublisherStats
+from lapse.consumers.activity import ActivityPublisher, PublisherStats, SyncActivityPublisher
 from lapse.consumers.frameworks.asgi import ActiveSession, Identity, LapseMiddleware
-from lapse.consumers.guard import Decision, Ended, Guard, Hook, OnStale
+from lapse.consumers.guard import Decision, Ended, Guard, Hook, OnStale, SyncGuard, SyncHook
 from lapse.schemas import Cause, ConfigError, LapseError, is_session_reference, session_reference
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "LapseMiddleware",
     "OnStale",
     "PublisherStats",
+    "SyncActivityPublisher",
+    "SyncGuard",
+    "SyncHook",
     "is_session_reference",
     "session_reference",
 ]

@@ -20,16 +20,18 @@ The guard and the publisher are the real ones; only the log is in memory, and ti
         feed.advance(10_000)
         assert not guard.check(session_reference("cookie"))
 
-Such a guard needs no event loop and no start; `async with` works too, for tests of a whole application.
+Such a guard needs no event loop and no start; `async with` works too, for tests of a whole application. For a threaded
+service `feed.sync_guard()` and `SyncMemoryPublisher` are the same without a thread. More in docs/testing.md.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lapse.consumers.activity import ActivityPublisher
+from lapse.consumers.activity import ActivityPublisher, PublisherStats, SyncActivityPublisher
 from lapse.consumers.activity.packing import Activity
-from lapse.consumers.guard import Guard
+from lapse.consumers.guard import Guard, SyncGuard
 from lapse.consumers.guard.freshness import Source
 from lapse.consumers.guard.intake import Intake
 from lapse.schemas import (
@@ -47,7 +49,7 @@ from lapse.schemas import (
     partition_of,
 )
 
-__all__ = ["ManualClock", "MemoryFeed", "MemoryPublisher"]
+__all__ = ["ManualClock", "MemoryFeed", "MemoryPublisher", "SyncMemoryPublisher"]
 
 _WATERMARK_INTERVAL_MS = 1_000
 _HOUR_MS = 3_600_000
@@ -115,6 +117,14 @@ class MemoryFeed:
         """Return a guard that this feed feeds from now on, fresh if broker and processor run; options are Guard's."""
         feed = _FeedOfOne(self)
         guard = Guard(service=service, feed=feed, clock=self.clock, **options)
+        feed.intake = guard.intake
+        self._attach(guard.intake)
+        return guard
+
+    def sync_guard(self, *, service: str = "test", **options: Any) -> SyncGuard:
+        """Return a guard for threaded services, fed as `guard`'s are, without a thread; options are SyncGuard's."""
+        feed = _FeedOfOne(self)
+        guard = _SyncGuardInPlace(service=service, feed=feed, clock=self.clock, **options)
         feed.intake = guard.intake
         self._attach(guard.intake)
         return guard
@@ -263,6 +273,16 @@ class _FeedOfOne:
         self._log._detach(self.intake)
 
 
+class _SyncGuardInPlace(SyncGuard):
+    """A guard that does in the caller's thread what it has a thread for."""
+
+    _has_thread = False
+
+    @property
+    def intake(self) -> Intake:
+        return self._inner.intake
+
+
 class _MemoryBatch:
     """A batch that is never full."""
 
@@ -287,20 +307,36 @@ class MemoryPublisher(ActivityPublisher):
     ) -> None:
         self.clock = clock if clock is not None else ManualClock()
         super().__init__("memory", service=service, touch_interval_ms=touch_interval_ms, clock=self.clock)
+        self._thread = threading.get_ident()  # what is noted in this thread is taken at once
 
     async def start(self) -> None:
-        """There is nothing to start."""
+        """Take notes again, if it was stopped."""
+        self._resume()
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """There is nothing to stop."""
+        """Take no more notes, as any publisher after its stop; `take` returns what was noted before."""
+        self._settle()
+        self._refuse()
 
     async def flush(self, timeout_s: float = 5.0) -> bool:
         """There is nothing to wait for."""
         return True
 
+    @property
+    def stats(self) -> PublisherStats:
+        """Return what it has done by now."""
+        self._settle()
+        return super().stats
+
+    def _settle(self) -> None:
+        """Take what other threads have noted."""
+        while self._inbox:
+            self._drain()
+
     def take(self) -> Sequence[Activity]:
         """Return what is written by now, in the log's order, packed touches one by one; each activity once."""
         written: list[Activity] = []
+        self._settle()
         while self._outbox.place(1):
             batch = _MemoryBatch()
             load = self._outbox.load(0, batch)
@@ -309,6 +345,44 @@ class MemoryPublisher(ActivityPublisher):
             for value in batch.values:
                 written += _unpack(value)
         return written
+
+
+class SyncMemoryPublisher(SyncActivityPublisher):
+    """The same for threaded services: it may be called from any thread, and has none of its own.
+
+    Args:
+        clock: with MemoryFeed, pass `feed.clock`.
+    """
+
+    _has_thread = False
+
+    def __init__(
+        self, *, service: str = "test", clock: ManualClock | None = None, touch_interval_ms: int = 5_000
+    ) -> None:
+        self.clock = clock if clock is not None else ManualClock()
+        super().__init__("memory", service=service, touch_interval_ms=touch_interval_ms, clock=self.clock)
+
+    def _publisher(self) -> MemoryPublisher:
+        interval_ms: int = self._options["touch_interval_ms"]
+        self._memory = MemoryPublisher(service=self.service, clock=self.clock, touch_interval_ms=interval_ms)
+        return self._memory
+
+    def start(self) -> None:
+        """Take notes again, if it was stopped."""
+        self._memory._resume()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Take no more notes, as any publisher after its stop; `take` returns what was noted before."""
+        self._memory._settle()
+        self._memory._refuse()
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """There is nothing to wait for."""
+        return True
+
+    def take(self) -> Sequence[Activity]:
+        """Return what is written by now, as `MemoryPublisher.take` does."""
+        return self._memory.take()
 
 
 def _unpack(value: bytes) -> list[Activity]:

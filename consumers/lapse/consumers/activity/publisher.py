@@ -1,14 +1,16 @@
 """How does a service tell what its users do, without ever waiting for it?
 
-The methods only note: they return at once, never raise, and never touch the network. What is wrong is dropped, counted
-and logged without its value. The pump (pump.py) writes what is ready in the order that outbox.py says. The methods may
-be called from any thread, also from before the start.
+The methods (notes.py) only note: they return at once, never raise, and never touch the network. What is wrong is
+dropped, counted and logged without its value. The pump (pump.py) writes what is ready in the order that outbox.py says.
+The methods may be called from any thread, also before the start: what is noted outside the loop's thread lies in an
+inbox until the loop takes it. After `stop` nothing is noted any more.
 """
 
 import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -17,6 +19,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import ValidationError
 
 from lapse.consumers.activity.coalescer import SESSIONS_MAX, Coalescer
+from lapse.consumers.activity.notes import Note, Notes
 from lapse.consumers.activity.outbox import EVENTS_MAX, Outbox
 from lapse.consumers.activity.packing import Activity, Event
 from lapse.consumers.activity.pump import Pump
@@ -26,9 +29,7 @@ from lapse.schemas import (
     RECORD_BYTES_MAX,
     ConfigError,
     SessionClosed,
-    SessionElevated,
     SessionRefreshed,
-    SessionStarted,
     SessionTouched,
     TopicNames,
     encode,
@@ -36,18 +37,24 @@ from lapse.schemas import (
     subject_key,
 )
 
-__all__ = ["ActivityPublisher", "PublisherStats"]
+__all__ = ["ActivityPublisher", "PublisherStats", "monotonic_ms"]
 
 _log = logging.getLogger("lapse.consumers")
 
-_COMPLAINT_INTERVAL_MS: Final = 10_000.0
+INBOX_MAX: Final = 100_000
+"""Notes of other threads that the loop has not taken yet: about 250 bytes each, 25 MB. At 5,000 a second that is a loop
+that stands still for 20 s."""
 
+_DRAIN_MAX: Final = 1_000
+"""Notes taken from the inbox before the loop's other work gets its turn: about 2 ms."""
+
+_COMPLAINT_INTERVAL_MS: Final = 10_000.0
 
 _AGE_BYTES_MAX: Final = 20
 """By how much a record may grow with its age: an integer of 64 bits."""
 
 
-def _monotonic_ms() -> float:
+def monotonic_ms() -> float:
     return time.monotonic() * 1000
 
 
@@ -61,7 +68,8 @@ class PublisherStats:
         malformed: calls dropped because an argument cannot be one (a session that is no reference, a name too long).
         dropped: activities dropped because SESSIONS_MAX or EVENTS_MAX was reached, or too old to be told.
         failures: producers that were given up, and attempts to connect that failed; nothing is lost by them.
-        waiting: sessions and events that are to be written now.
+        after_stop: calls after `stop`, and what no loop had taken from the inbox by then; dropped.
+        waiting: sessions and events that are to be written now, and what lies in the inbox.
     """
 
     touches: int = 0
@@ -69,10 +77,11 @@ class PublisherStats:
     malformed: int = 0
     dropped: int = 0
     failures: int = 0
+    after_stop: int = 0
     waiting: int = 0
 
 
-class ActivityPublisher:
+class ActivityPublisher(Notes):
     """Publishes activity; `async with` starts and stops it.
 
     Args:
@@ -100,7 +109,7 @@ class ActivityPublisher:
         delivery_timeout_ms: int = 3_000,
         sessions_max: int = SESSIONS_MAX,
         client: Mapping[str, Any] | None = None,
-        clock: Callable[[], float] = _monotonic_ms,
+        clock: Callable[[], float] = monotonic_ms,
     ) -> None:
         if not 1 <= touch_interval_ms <= 600_000:
             raise ConfigError(f"touch_interval_ms is {touch_interval_ms}: 1 to 600,000 is allowed")
@@ -119,7 +128,11 @@ class ActivityPublisher:
         self._pump: Pump | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: int | None = None
+        self._inbox: deque[Note] = deque()
+        self._waking = False  # whether the loop has been told of the inbox, and has not looked yet
+        self._stopped = False
         self._complained: dict[str, float] = {}
+        self._dropping = threading.Lock()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -144,12 +157,16 @@ class ActivityPublisher:
             complain=self._complain,
         )
         self._pump.start()
+        self._resume()
+        self._drain()
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Write what is waiting, for at most timeout_s, and stop."""
+        """Write what is waiting, for at most timeout_s, and stop; what is noted afterwards is dropped and counted."""
         if self._pump is None:
+            self._refuse()
             return
         await self.flush(timeout_s)
+        self._refuse()
         await self._pump.stop()
         self._counts.records += self._pump.records
         self._counts.failures += self._pump.failures
@@ -157,10 +174,12 @@ class ActivityPublisher:
 
     async def flush(self, timeout_s: float = 5.0) -> bool:
         """Write all that is noted, also what still cools; return whether it stands in the log within timeout_s."""
-        await asyncio.sleep(0)  # what other threads have noted is in the loop's queue
-        self._coalescer.hurry_all()
         try:
             async with asyncio.timeout(timeout_s):
+                while self._inbox:
+                    self._drain()
+                    await asyncio.sleep(0)
+                self._coalescer.hurry_all()
                 while self.waiting:
                     self._woken()
                     await asyncio.sleep(0.002)
@@ -172,7 +191,7 @@ class ActivityPublisher:
     @property
     def waiting(self) -> int:
         """Return how many sessions and events are to be written now; what cools is not among them."""
-        return self._outbox.events_kept + self._coalescer.unsent
+        return self._outbox.events_kept + self._coalescer.unsent + len(self._inbox)
 
     @property
     def stats(self) -> PublisherStats:
@@ -184,87 +203,69 @@ class ActivityPublisher:
             stats.failures += self._pump.failures
         return stats
 
-    def started(
-        self,
-        session: str,
-        subject: str,
-        *,
-        tenant: str | None = None,
-        policy: str | None = None,
-        device: str | None = None,
-        network: str | None = None,
-        attributes: Mapping[str, str] | None = None,
-        token_life_ms: int | None = None,
-    ) -> None:
-        """Note that the subject logged in; `session` is the session's reference, here and below."""
-        given: object = attributes  # whatever a caller without a type checker gives: it must not raise here
-        self._note(
-            SessionStarted,
-            session,
-            subject,
-            tenant,
-            policy=policy,
-            device=device,
-            network=network,
-            attributes={} if given is None else dict(given) if isinstance(given, Mapping) else given,
-            token_life_ms=token_life_ms,
-        )
+    def _refuse(self) -> None:
+        """Take no more notes, and give up those that nobody has looked at."""
+        self._stopped = True
+        late, self._inbox = len(self._inbox), deque()
+        if late:
+            self._drop("after_stop", "activity is noted after stop() and not told", late)
 
-    def touched(
-        self,
-        session: str,
-        subject: str,
-        *,
-        tenant: str | None = None,
-        hold_ms: int | None = None,
-        session_age_ms: int | None = None,
-        device: str | None = None,
-        network: str | None = None,
-    ) -> None:
-        """Note that the subject did something.
+    def _resume(self) -> None:
+        """Take notes again, for it is about to be started."""
+        self._stopped = False
 
-        Args:
-            hold_ms: an upload or job that counts as activity for so long; told at once, in a record of its own.
-            session_age_ms, device, network: told with a session's first touch after touch_interval_ms of silence.
-        """
-        self._counts.touches += 1
-        now = self._clock()
-        self._enter(self._touch, session, subject, tenant, now, hold_ms, session_age_ms, device, network)
-
-    def refreshed(
-        self, session: str, subject: str, *, tenant: str | None = None, generation: int | None = None
-    ) -> None:
-        """Note that a token of the session was refreshed. It does not count as a touch."""
-        self._note(SessionRefreshed, session, subject, tenant, generation=generation)
-
-    def elevated(
-        self, session: str, subject: str, *, tenant: str | None = None, session_age_ms: int | None = None
-    ) -> None:
-        """Note that the subject proved itself again."""
-        self._note(SessionElevated, session, subject, tenant, session_age_ms=session_age_ms)
-
-    def closed(self, session: str, subject: str, *, tenant: str | None = None) -> None:
-        """Note that the subject logged out."""
-        self._note(SessionClosed, session, subject, tenant)
-
-    def _note(self, kind: type[Activity], session: str, subject: str, tenant: str | None, **fields: object) -> None:
-        self._enter(self._add, kind, session, subject, tenant, self._clock(), fields)
-
-    def _enter(self, note: Callable[..., None], *args: object) -> None:
+    def _enter(self, note: Note) -> None:
         """Go on in the loop's thread: at once, where this is it."""
-        if self._loop is None or threading.get_ident() == self._thread:
-            self._attempt(note, *args)
+        if threading.get_ident() != self._thread:
+            self._enter_from_elsewhere(note)
+        elif self._stopped:
+            self._drop("after_stop", "activity is noted after stop() and not told")
+        else:
+            if self._inbox:
+                self._drain()
+            self._attempt(note)
+
+    def _enter_from_elsewhere(self, note: Note) -> None:
+        """Leave the note for the loop, and wake it if it is not woken already."""
+        if self._stopped:
+            self._drop("after_stop", "activity is noted after stop() and not told")
             return
-        try:
-            self._loop.call_soon_threadsafe(self._attempt, note, *args)
-        except RuntimeError:
-            self._drop("dropped", "activity is dropped: the service's event loop is closed")
+        if len(self._inbox) >= INBOX_MAX:
+            self._drop("dropped", f"activity is dropped: {INBOX_MAX} wait for the publisher's event loop")
+            return
+        self._inbox.append(note)
+        if self._loop is not None and not self._waking:
+            self._waking = True
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                self._waking = False
+                self._inbox.clear()
+                self._drop("dropped", "activity is dropped: the publisher's event loop is closed")
 
     # What follows runs in the loop's thread only.
 
-    def _attempt(self, note: Callable[..., None], *args: object) -> None:
+    def _drain(self) -> None:
+        """Take what other threads have noted, some of it at a time."""
+        self._waking = False  # before the first look: what is noted after the last one wakes the loop again
+        for _ in range(_DRAIN_MAX):
+            try:
+                note = self._inbox.popleft()
+            except IndexError:
+                return
+            self._attempt(note)
+        if self._loop is not None and not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._drain)
+
+    def _attempt(self, note: Note) -> None:
+        kind, session, subject, tenant, at, fields = note
         try:
-            note(*args)
+            if kind is SessionTouched:
+                self._counts.touches += 1
+                self._touch(session, subject, tenant, at, fields)
+            else:
+                self._add(kind, session, subject, tenant, at, fields or {})
         except Exception:  # whatever is wrong with an argument: a request must not fail for it
             self._drop("malformed", "activity was dropped: an argument is of a wrong type")
 
@@ -273,21 +274,10 @@ class ActivityPublisher:
             self._pump.wake()
 
     def _touch(
-        self,
-        session: str,
-        subject: str,
-        tenant: str | None,
-        now: float,
-        hold_ms: int | None,
-        session_age_ms: int | None,
-        device: str | None,
-        network: str | None,
+        self, session: str, subject: str, tenant: str | None, now: float, fields: Mapping[str, object] | None
     ) -> None:
         known = self._coalescer.knows(session, subject, tenant)
-        if hold_ms is not None or (
-            not known and (session_age_ms is not None or device is not None or network is not None)
-        ):
-            fields = {"hold_ms": hold_ms, "session_age_ms": session_age_ms, "device": device, "network": network}
+        if fields is not None and (not known or fields["hold_ms"] is not None):
             self._add(SessionTouched, session, subject, tenant, now, fields)
             return
         if not known and not _are_names(session, subject, tenant):
@@ -329,11 +319,12 @@ class ActivityPublisher:
         self._outbox.add(Event(activity, now))
         self._woken()
 
-    def _drop(self, counter: Literal["malformed", "dropped"], message: str) -> None:
-        """Count what is dropped, and say so without the value, which may be a secret."""
-        count = getattr(self._counts, counter) + 1
-        setattr(self._counts, counter, count)
-        self._complain(message, f"{count} so far")
+    def _drop(self, counter: Literal["malformed", "dropped", "after_stop"], message: str, by: int = 1) -> None:
+        """Count what is dropped, and say so without the value, which may be a secret. From any thread."""
+        with self._dropping:
+            count = getattr(self._counts, counter) + by
+            setattr(self._counts, counter, count)
+            self._complain(message, f"{count} so far")
 
     def _complain(self, message: str, detail: str) -> None:
         """Log a message at most once in _COMPLAINT_INTERVAL_MS."""

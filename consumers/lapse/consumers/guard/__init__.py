@@ -1,8 +1,9 @@
-"""How services refuse ended sessions; see guard.py, and denials.py and freshness.py for the rules."""
+"""How services refuse ended sessions; see guard.py, threaded.py, and denials.py and freshness.py for the rules."""
 
 from lapse.consumers.guard.decisions import ALLOWED, ALLOWED_STALE, DENIED_STALE, ON_STALE, Decision, Ended, OnStale
 from lapse.consumers.guard.guard import Guard
 from lapse.consumers.guard.hooks import Hook, OnEnded
+from lapse.consumers.guard.threaded import SyncGuard, SyncHook
 
 __all__ = [
     "ALLOWED",
@@ -15,4 +16,6 @@ __all__ = [
     "Hook",
     "OnEnded",
     "OnStale",
+    "SyncGuard",
+    "SyncHook",
 ]

@@ -62,7 +62,8 @@ class Freshness:
     def __init__(self, stale_after_ms: int, at: float) -> None:
         self._stale_after = stale_after_ms
         self._progress: dict[Source, _Progress] = {"expiries": _Progress(), "revocations": _Progress()}
-        self._as_of: dict[int, int] = {}  # the newest watermark of each partition
+        self._as_of: dict[int, int] = {}  # the newest watermark of each partition from after the assignment
+        self._reached: dict[int, int] = {}  # the newest one of each partition, also from before
         self._offset = -inf  # the log's time minus the monotonic clock's, at least
         self._offset_at = at
         self._unreadable: dict[Source, str] = {}
@@ -85,10 +86,13 @@ class Freshness:
 
     @property
     def log_time(self) -> int | None:
-        """Return what log time has certainly reached in all partitions, epoch ms, or None while that is not known."""
-        if not self.caught_up or len(self._as_of) < len(self._progress["expiries"].ends):
+        """Return what log time has certainly reached in all partitions, epoch ms, or None while that is not known.
+
+        A watermark from before the assignment tells it as well: only how long ago that was is not known.
+        """
+        if len(self._reached) < len(self._progress["expiries"].ends):
             return None
-        return min(self._as_of.values(), default=None)
+        return min(self._reached.values(), default=None)
 
     def begin(self, source: Source, ends: Sequence[int], positions: Sequence[int]) -> None:
         """Note that a topic is read from its start, up to these end offsets at least."""
@@ -97,6 +101,7 @@ class Freshness:
         self._lost[source] = "not read to the end yet"
         if source == "expiries":
             self._as_of.clear()
+            self._reached.clear()
             self._offset = -inf
         self._catch_up(source, self._progress[source])
         self._renew()
@@ -107,6 +112,7 @@ class Freshness:
         self._lost[source] = reason
         if source == "expiries":
             self._as_of.clear()
+            self._reached.clear()
         self._renew()
 
     def unreadable(self, source: Source, reason: str) -> None:
@@ -135,7 +141,10 @@ class Freshness:
             stamp: the append time of its record.
         """
         progress = self._progress["expiries"]
-        if partition >= len(progress.ends) or offset < progress.ends[partition]:
+        if partition >= len(progress.ends):
+            return
+        self._reached[partition] = max(self._reached.get(partition, as_of), as_of)
+        if offset < progress.ends[partition]:
             return  # appended before the assignment
         self._as_of[partition] = max(self._as_of.get(partition, as_of), as_of)
         # An owner whose log time is ahead of the broker's clock (it was set back) is believed: log time is what counts.

@@ -16,16 +16,17 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from lapse.consumers.guard.decisions import ALLOWED, ALLOWED_STALE, DENIED_STALE, ON_STALE, Decision, Ended, OnStale
-from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS, Denials
+from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS, SHARD, Denials
 from lapse.consumers.guard.feed import Feed, KafkaFeed
 from lapse.consumers.guard.freshness import Freshness
 from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
+from lapse.consumers.guard.packed import Block, Refused
 from lapse.consumers.guard.reports import Reporter, percentile
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "monotonic_ms"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -38,7 +39,7 @@ _WATERMARK_WAIT_S: Final = 3.0
 """How long a start waits for watermarks once everything is read: they come once a second while a processor runs."""
 
 
-def _monotonic_ms() -> float:
+def monotonic_ms() -> float:
     return time.monotonic() * 1000
 
 
@@ -80,7 +81,7 @@ class Guard:
         report: bool = True,
         client: Mapping[str, Any] | None = None,
         feed: Feed | None = None,
-        clock: Callable[[], float] = _monotonic_ms,
+        clock: Callable[[], float] = monotonic_ms,
     ) -> None:
         if not STALE_AFTER_MIN_MS <= stale_after_ms <= 3_600_000:
             raise ConfigError(f"stale_after_ms is {stale_after_ms}: 3,000 to 3,600,000 is allowed")
@@ -106,7 +107,7 @@ class Guard:
         self._freshness = Freshness(stale_after_ms, clock())
         self._hooks = Hooks()
         self.intake: Final = Intake(self._topics, self._denials, self._freshness, self._hooks)
-        self._sessions = self._denials.sessions
+        self._shards = self._denials.shards
         self._cutoffs = self._denials.cutoffs
         self._ready_timeout_s = ready_timeout_s
         self._settings = {**(client or {}), "bootstrap_servers": bootstrap_servers}
@@ -198,12 +199,12 @@ class Guard:
             ValueError: `session` is no reference. A raw session id would never be found, and pass.
         """
         self.checks += 1
-        decision = self._sessions.get(session)
-        if decision is None and started_at is not None and self._cutoffs:
-            decision = self._denials.covering(subject, tenant, started_at)
-        if decision is not None:
+        denial = self._shards[hash(session) & SHARD].get(session)
+        if denial is None and started_at is not None and self._cutoffs:
+            denial = self._denials.covering(subject, tenant, started_at)
+        if denial is not None:
             self.refused += 1
-            return decision
+            return Refused(denial, session) if isinstance(denial, Block) else denial
         if len(session) != REFERENCE_LENGTH:
             raise ValueError("check takes a session's reference: session_reference(session_id)")
         if self._clock() < self._freshness.fresh_until:
@@ -235,7 +236,7 @@ class Guard:
         """
         hook = self._hooks.add(callback, session, subject, tenant, started_at)
         if session is not None:
-            denial = self._sessions.get(session)
+            denial = self._denials.of(session)
             if denial is None and started_at is not None:
                 denial = self._denials.covering(subject, tenant, started_at)
             if denial is not None:

@@ -91,6 +91,10 @@ class Hooks:
             _discard(self._of_session, hook.session, hook)
             _discard(self._of_subject, (hook.tenant, hook.subject), hook)
 
+    def wanted(self, session: str, *, news: bool) -> bool:
+        """Return whether any hook is to be called for a session's ending."""
+        return session in self._of_session or (news and bool(self._of_all))
+
     def session_ended(self, ended: Ended, *, news: bool) -> int:
         """Call the hooks of a session that is refused from now on; those of all sessions only for news.
 

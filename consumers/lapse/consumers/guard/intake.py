@@ -7,7 +7,7 @@ test (lapse.consumers.testing). What cannot be read is never skipped: it makes t
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from lapse.consumers.guard.broker_clock import BrokerClock
@@ -15,6 +15,7 @@ from lapse.consumers.guard.decisions import Ended
 from lapse.consumers.guard.denials import EVERYONE, Denials, Scope
 from lapse.consumers.guard.freshness import Freshness, Source
 from lapse.consumers.guard.hooks import Hooks
+from lapse.consumers.guard.readings import CAUSES, match_ending
 from lapse.schemas import (
     BadRecord,
     Cause,
@@ -23,6 +24,7 @@ from lapse.schemas import (
     SessionEnded,
     TopicNames,
     Watermark,
+    ending_id,
     parse_expiry,
     parse_revocation,
 )
@@ -90,6 +92,9 @@ class Intake:
         self._history[source] = tuple(offset if offset <= end else 0 for offset, end in zip(known, ends, strict=False))
         self.positions[source] = list(positions)
         self.freshness.begin(source, ends, positions)
+        if source == "expiries":
+            self.denials.log_time_unknown()
+            self._forgotten_at = None
 
     def lose(self, source: Source, reason: str) -> None:
         """Note that the topic is not followed any more; what is known stays."""
@@ -97,44 +102,68 @@ class Intake:
             self._history[source] = tuple(self.positions[source])
         self.freshness.lose(source, reason)
 
-    def apply(self, source: Source, partition: int, records: Iterable[LogRecord], at: float) -> None:
-        """Apply records of one partition, in log order, received at `at` (monotonic ms)."""
-        position = self.positions[source][partition]
-        for record in records:
-            try:
-                if source == "expiries":
-                    self._apply_expiry(partition, record, at)
-                else:
+    def apply(self, source: Source, partition: int, records: Sequence[LogRecord], at: float) -> None:
+        """Apply records of one partition, in log order, received at `at` (monotonic ms); not empty."""
+        self.broker_clock.received(records[-1].timestamp, at)  # the topics' append times never go down
+        if source == "expiries":
+            self._apply_expiries(partition, records, at)
+        else:
+            for record in records:
+                try:
                     self._apply_revocation(partition, record, at)
-            except BadRecord as fault:
-                self._refuse(source, partition, record, fault.reason)
-            position = record.offset + 1
-        self.reached(source, partition, position)
+                except BadRecord as fault:
+                    self._refuse(source, partition, record, fault.reason)
+        self.reached(source, partition, records[-1].offset + 1)
 
     def reached(self, source: Source, partition: int, position: int) -> None:
         """Note that the partition has been applied up to the offset; records that are gone are passed over so."""
         self.positions[source][partition] = position
         self.freshness.reached(source, partition, position)
 
-    def _apply_expiry(self, partition: int, record: LogRecord, at: float) -> None:
-        if record.value is None:
-            return  # a tombstone means nothing here
+    def _apply_expiries(self, partition: int, records: Sequence[LogRecord], at: float) -> None:
+        join, wanted = self.denials.join_ending, self.hooks.wanted
+        watched = len(self.hooks) > 0
+        news_from = self._news_from("expiries", partition)
+        for record in records:
+            value = record.value
+            if value is None:
+                continue  # a tombstone means nothing here
+            news = record.offset >= news_from
+            usual = match_ending(value)
+            if usual is None:
+                try:
+                    self._apply_unusual(partition, record, at, news)
+                except BadRecord as fault:
+                    self._refuse("expiries", partition, record, fault.reason)
+                continue
+            session, cause, due_at, order, deny_until = usual.groups()
+            name = session.decode()
+            revocation = None if order is None else order.decode()
+            if join(name, CAUSES[cause], int(due_at), revocation, int(deny_until)):
+                if news:
+                    self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
+                if watched and wanted(name, news=news):
+                    self._call_hooks(parse_expiry(value), news)
+
+    def _call_hooks(self, ended: object, news: bool) -> None:
+        if isinstance(ended, SessionEnded):
+            self.hooks.session_ended(_ended(ended), news=news)
+
+    def _apply_unusual(self, partition: int, record: LogRecord, at: float, news: bool) -> None:
+        """Apply a watermark, or an ending that is not of the usual form."""
         expiry = parse_expiry(record.value)
-        self.broker_clock.received(record.timestamp, at)
         if isinstance(expiry, Watermark):
             stamp = _on_log_scale(record.timestamp, expiry)
             self.freshness.watermark(partition, record.offset, expiry.as_of, stamp, at)
             self._forget()
         elif self.denials.end(expiry):
-            news = self._is_news("expiries", partition, record.offset)
             if news:
                 self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
-            self.hooks.session_ended(_ended(expiry), news=news)
+            self._call_hooks(expiry, news)
 
     def _apply_revocation(self, partition: int, record: LogRecord, at: float) -> None:
         revocation = parse_revocation(record.value)
-        self.broker_clock.received(record.timestamp, at)
-        news = self._is_news("revocations", partition, record.offset)
+        news = record.offset >= self._news_from("revocations", partition)
         closed = self._revoke(revocation, record.timestamp, news)
         if news and self._is_first(revocation.id):
             after_ms = self.broker_clock.since(record.timestamp, at)
@@ -184,9 +213,9 @@ class Intake:
             reason,
         )
 
-    def _is_news(self, source: Source, partition: int, offset: int) -> bool:
+    def _news_from(self, source: Source, partition: int) -> int:
         history = self._history[source]
-        return partition >= len(history) or offset >= history[partition]
+        return history[partition] if partition < len(history) else 0
 
     def _forget(self) -> None:
         log_time = self.freshness.log_time
@@ -202,7 +231,7 @@ def _ended(record: SessionEnded) -> Ended:
         tenant=record.tenant,
         cause=record.cause,
         due_at=record.due_at,
-        ending=record.id,
+        ending=ending_id(record.session),
         revocation=record.revocation,
     )
 

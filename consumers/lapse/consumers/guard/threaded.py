@@ -1,0 +1,262 @@
+"""May this session go on? The guard of a threaded or pre-forked service (gunicorn, uWSGI, Django, Flask).
+
+The same guard as for asynchronous services, in a thread of its own with its own loop; requests ask it from any thread
+without a lock, for an answer is one look-up in what that thread alone writes. It starts by itself with the first check
+of a process, which waits until the guard is fresh (at most `ready_timeout_s`), so that it is right from the first
+answer; or earlier by `start()`, as in gunicorn's `post_fork`. A guard made before a fork starts anew in each child, and
+shares nothing with the parent's or another child's.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from lapse.consumers.guard.decisions import Decision, OnStale
+from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS
+from lapse.consumers.guard.feed import Feed
+from lapse.consumers.guard.guard import Guard, monotonic_ms
+from lapse.consumers.guard.hooks import Hook, OnEnded
+from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, has_ended, keep_inherited, tell_of_forks
+from lapse.schemas import GuardStatus
+
+__all__ = ["SyncGuard", "SyncHook"]
+
+_log = logging.getLogger("lapse.consumers")
+
+T = TypeVar("T")
+
+_START_TIMEOUT_S: Final = 5.0
+"""Beyond ready_timeout_s: for a machine so busy that the guard's own timeout comes late."""
+
+_STOP_TIMEOUT_S: Final = 15.0
+_CALL_TIMEOUT_S: Final = 5.0
+
+
+class SyncHook:
+    """One registration; `cancel` ends it."""
+
+    def __init__(self, guard: "SyncGuard", hook: Hook) -> None:
+        self._guard = guard
+        self._hook = hook
+
+    def cancel(self) -> None:
+        """Call it no more. Harmless if it was called or cancelled before."""
+        self._guard._in_loop(self._cancel)
+
+    def _cancel(self) -> None:
+        self._hook.cancel()
+        self._guard._forget(self._hook)
+
+
+class SyncGuard:
+    """Refuses ended sessions; `with` starts and stops it, and so does the first check.
+
+    Arguments are those of `Guard`. All methods may be called from any thread.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    _has_thread = True
+
+    def __init__(
+        self,
+        bootstrap_servers: str | Sequence[str] | None = None,
+        *,
+        service: str,
+        instance: str | None = None,
+        prefix: str = "lapse.",
+        stale_after_ms: int = 10_000,
+        on_stale: OnStale = "allow",
+        session_life_max_ms: int = SESSION_LIFE_MAX_MS,
+        ready_timeout_s: float = 10.0,
+        report: bool = True,
+        client: Mapping[str, Any] | None = None,
+        feed: Feed | None = None,
+        clock: Callable[[], float] = monotonic_ms,
+    ) -> None:
+        self.service = service
+        self._ready_timeout_s = ready_timeout_s
+        self._options: dict[str, Any] = {
+            "bootstrap_servers": bootstrap_servers,
+            "service": service,
+            "instance": instance,
+            "prefix": prefix,
+            "stale_after_ms": stale_after_ms,
+            "on_stale": on_stale,
+            "session_life_max_ms": session_life_max_ms,
+            "ready_timeout_s": ready_timeout_s,
+            "report": report,
+            "client": client,
+            "feed": feed,
+            "clock": clock,
+        }
+        self._of_all: dict[Hook, OnEnded] = {}  # hooks of all sessions, which a child takes over
+        self._make()
+        tell_of_forks(self)
+
+    def _make(self) -> None:
+        """Make what belongs to one process."""
+        self._inner = Guard(**self._options)
+        self._guard: Guard | None = None  # the same, from when it has been started: what check asks
+        self._thread: LoopThread | None = None
+        self._starting = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start in this process, and return when the guard is fresh, or stale for one of the reasons of Guard.start.
+
+        Started already: it does nothing. Called by several threads: all wait for the one start.
+        """
+        if self._thread is None and self._has_thread:
+            self._guard = None  # not started yet, or stopped
+        if self._guard is None:
+            self._started()
+
+    def stop(self) -> None:
+        """Stop reading. `check` goes on answering, soon stale."""
+        with self._starting:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
+            try:
+                thread.call(self._inner.stop(), _STOP_TIMEOUT_S)
+            except CALL_ERRORS:
+                _log.warning("the guard of %s did not stop in time", self.service)
+            thread.stop()
+            has_ended(self)
+
+    def check(
+        self,
+        session: str,
+        *,
+        subject: str | None = None,
+        tenant: str | None = None,
+        started_at: int | None = None,
+        on_stale: OnStale | None = None,
+    ) -> Decision:
+        """Return whether the session may go on, as `Guard.check` does; the first check of a process starts it."""
+        guard = self._guard
+        if guard is None:
+            guard = self._started()
+        return guard.check(session, subject=subject, tenant=tenant, started_at=started_at, on_stale=on_stale)
+
+    def on_ended(
+        self,
+        callback: OnEnded,
+        session: str | None = None,
+        *,
+        subject: str | None = None,
+        tenant: str | None = None,
+        started_at: int | None = None,
+    ) -> SyncHook:
+        """Call back when the session ends, or for each session that ends from now on, as `Guard.on_ended` does.
+
+        The callback runs in the guard's thread, which must not wait for long; an asynchronous one in the guard's loop.
+        A hook of all sessions is taken over by children that are forked afterwards, that of one session is not: what it
+        closes is open in this process.
+        """
+
+        def register() -> Hook:
+            hook = self._inner.on_ended(callback, session, subject=subject, tenant=tenant, started_at=started_at)
+            if session is None:
+                self._of_all[hook] = callback
+            return hook
+
+        if session is not None:
+            self.start()
+        return SyncHook(self, self._in_loop(register))
+
+    @property
+    def checks(self) -> int:
+        """Return how many checks this process has made."""
+        return self._inner.checks
+
+    @property
+    def refused(self) -> int:
+        """Return how many of them refused."""
+        return self._inner.refused
+
+    @property
+    def allowed_while_stale(self) -> int:
+        """Return how many of them let pass although the guard was stale."""
+        return self._inner.allowed_while_stale
+
+    @property
+    def fresh(self) -> bool:
+        return self._inner.fresh
+
+    @property
+    def stale_ms(self) -> int:
+        """Return how old the guard's knowledge is."""
+        return self._inner.stale_ms
+
+    @property
+    def why_stale(self) -> str | None:
+        """Return why the guard is stale, as a sentence, or None where it is fresh."""
+        return self._inner.why_stale
+
+    @property
+    def entries(self) -> int:
+        """Return how many denials and cutoffs are kept."""
+        return self._inner.entries
+
+    def status(self) -> GuardStatus:
+        """Return what the guard reports once a second."""
+        return self._inner.status()
+
+    def after_fork(self) -> None:
+        """In a forked child: start anew, with nothing of the parent's."""
+        thread, inner, callbacks = self._thread, self._inner, list(self._of_all.values())
+        if thread is not None:
+            thread.abandon()
+        keep_inherited(inner)
+        self._make()
+        self._of_all = {self._inner.on_ended(callback): callback for callback in callbacks}
+
+    def at_exit(self) -> None:
+        """The process ends: so does the thread, before what it stands on."""
+        self.stop()
+
+    def _started(self) -> Guard:
+        """Start, and return the guard; where no thread can be had it is stale, and the next check tries again."""
+        if self._thread is not None and self._thread.is_here:
+            return self._inner  # a hook asks while the guard starts
+        with self._starting:
+            if self._has_thread and self._thread is None:
+                try:
+                    self._thread = LoopThread(f"lapse-guard-{self.service}")
+                    end_at_exit(self)
+                except RuntimeError as error:
+                    _log.warning("the guard of %s cannot start a thread and is stale: %s", self.service, error)
+                    return self._inner
+                try:
+                    self._thread.call(self._inner.start(), self._ready_timeout_s + _START_TIMEOUT_S)
+                except CALL_ERRORS:
+                    _log.warning("the guard of %s takes long to start and is stale meanwhile", self.service)
+            self._guard = self._inner
+            return self._guard
+
+    def _in_loop(self, work: Callable[[], T]) -> T:
+        """Do something in the thread that owns the hooks."""
+        thread = self._thread
+        if thread is None or thread.is_here:
+            return work()
+
+        async def do() -> T:
+            return work()
+
+        return thread.call(do(), _CALL_TIMEOUT_S)
+
+    def _forget(self, hook: Hook) -> None:
+        self._of_all.pop(hook, None)

@@ -1,0 +1,406 @@
+"""Do guard and publisher serve threaded and pre-forked services? Real threads, and a real fork.
+
+The guard reads the in-memory feed, in its own thread as it would read a broker; the publisher has no broker to reach.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lapse.consumers import Cause, ConfigError, Ended, SyncActivityPublisher, SyncGuard, session_reference
+from lapse.consumers.guard import ALLOWED
+from lapse.consumers.guard.feed import Feed
+from lapse.consumers.guard.intake import Intake
+from lapse.consumers.loop_thread import LoopThread
+from lapse.consumers.testing import MemoryFeed, SyncMemoryPublisher
+from lapse.schemas import SessionClosed, SessionStarted, SessionTouched
+
+from tests.consumers.forking import in_child
+
+A, B = session_reference("a"), session_reference("b")
+THREADS, CALLS = 8, 2_000
+
+
+def _together(work: "list[threading.Thread]") -> None:
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+
+
+@pytest.fixture
+def feed() -> MemoryFeed:
+    return MemoryFeed()
+
+
+@contextlib.contextmanager
+def _guarded(feed: Feed, memory: MemoryFeed, **options: object) -> Iterator[SyncGuard]:
+    guard = SyncGuard(service="shop", feed=feed, clock=memory.clock, **options)  # type: ignore[arg-type]
+    try:
+        yield guard
+    finally:
+        guard.stop()
+
+
+def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+# The guard
+
+
+def test_the_first_check_of_a_process_starts_it_and_is_right(feed: MemoryFeed) -> None:
+    feed.end(A)
+    with _guarded(feed, feed) as guard:
+        assert not guard.fresh
+        assert guard.check(A).cause == Cause.IDLE
+        assert guard.check(B) is ALLOWED
+        assert guard.why_stale is None
+        assert guard.entries == 1
+
+
+def test_many_threads_may_ask_first_and_all_are_counted(feed: MemoryFeed) -> None:
+    feed.end(A)
+    answers: set[tuple[bool, bool]] = set()
+    with _guarded(feed, feed) as guard:
+
+        def ask() -> None:
+            for _ in range(CALLS):
+                answers.add((guard.check(A).allowed, guard.check(B).allowed))
+
+        _together([threading.Thread(target=ask) for _ in range(THREADS)])
+        assert answers == {(False, True)}
+        assert (guard.checks, guard.refused) == (2 * THREADS * CALLS, THREADS * CALLS)
+        assert len([t for t in threading.enumerate() if t.name == "lapse-guard-shop"]) == 1
+
+
+def test_asking_goes_on_while_endings_are_applied(feed: MemoryFeed) -> None:
+    """What was refused once is refused at every later check, by whichever thread."""
+    sessions = [session_reference(f"s-{number}") for number in range(2_000)]
+    applied = [0]
+    wrong: list[str] = []
+    with _guarded(feed, feed) as guard:
+        guard.start()
+
+        def ask() -> None:
+            while applied[0] < len(sessions):
+                upto = applied[0]
+                for session in sessions[max(0, upto - 20) : upto]:
+                    decision = guard.check(session)
+                    if decision.allowed or decision.due_at is None or decision.deny_until is None:
+                        wrong.append(session)
+
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in askers:
+            thread.start()
+        for number, session in enumerate(sessions):
+            feed.end(session)
+            applied[0] = number + 1
+        for thread in askers:
+            thread.join()
+    assert not wrong
+
+
+def test_it_is_stale_as_the_other_and_counts(feed: MemoryFeed) -> None:
+    with _guarded(feed, feed, on_stale="deny") as guard:
+        assert guard.check(A)
+        feed.processor_runs = False
+        feed.advance(10_000)
+        assert guard.check(A).stale
+        assert guard.check(A, on_stale="allow").allowed
+        assert (guard.allowed_while_stale, guard.refused) == (1, 1)
+        assert guard.stale_ms >= 10_000
+        assert guard.why_stale is not None
+        assert guard.status().allowed_while_stale == 1
+
+
+def test_hooks_run_in_the_guards_thread_and_may_be_cancelled(feed: MemoryFeed) -> None:
+    heard: list[tuple[str, str]] = []
+
+    def hear(ended: Ended) -> None:
+        heard.append((ended.session, threading.current_thread().name))
+
+    with _guarded(_InLoop(feed), feed) as guard:
+        cancelled = guard.on_ended(hear, A)
+        cancelled.cancel()
+        guard.on_ended(hear, B)
+        guard.on_ended(hear)
+        feed.end(A)
+        feed.end(B)
+        guard.on_ended(hear, A)  # refused already: told before this returns
+        _until(lambda: len(heard) == 4)
+    assert sorted(heard) == sorted([(A, "lapse-guard-shop"), (B, "lapse-guard-shop")] * 2)
+
+
+async def _nothing(_: Ended) -> None:
+    await asyncio.sleep(0)
+
+
+def test_a_hook_may_ask_the_guard_and_may_be_asynchronous(feed: MemoryFeed) -> None:
+    answers: list[bool] = []
+    feed.end(A)
+    with _guarded(_InLoop(feed), feed) as guard:
+        guard.on_ended(_nothing)
+        guard.on_ended(lambda ended: answers.append(guard.check(ended.session).allowed), A)
+        guard.on_ended(lambda ended: answers.append(guard.check(ended.session).allowed), B)
+        feed.end(B)
+        _until(lambda: answers == [False, False])
+
+
+def test_after_stop_it_goes_on_answering_and_may_be_started_again(feed: MemoryFeed) -> None:
+    feed.end(A)
+    with _guarded(feed, feed) as guard:
+        guard.start()
+        guard.stop()
+        guard.stop()
+        assert not guard.check(A)
+        feed.end(B)
+        assert guard.check(B)
+        guard.start()
+        assert not guard.check(B)
+        assert not guard.check(A)
+
+
+def test_without_a_broker_the_first_check_waits_no_longer_than_it_was_told() -> None:
+    guard = SyncGuard("127.0.0.1:1", service="shop", on_stale="deny", ready_timeout_s=0.2, report=False)
+    began = time.monotonic()
+    assert guard.check(A).stale
+    assert time.monotonic() - began < 5
+    guard.stop()
+
+
+def test_a_child_starts_anew_and_shares_nothing(feed: MemoryFeed) -> None:
+    feed.end(A)
+    told: list[str] = []
+    with _guarded(_InLoop(feed), feed) as guard:
+        guard.on_ended(lambda ended: told.append(ended.session))
+        assert not guard.check(A)
+
+        def child() -> tuple[int, int, bool, bool, list[str], str]:
+            began = (guard.checks, guard.entries)
+            refused = not guard.check(A)
+            feed.end(B)
+            _until(lambda: told == [B])
+            instance = guard.status().instance
+            guard.stop()
+            return (*began, refused, not guard.check(B), told, instance)
+
+        checks, entries, refused, learned, heard, instance = in_child(child)
+        assert (checks, entries) == (0, 0)  # nothing is taken over
+        assert refused  # and it is right all the same, from its first check
+        assert learned
+        assert heard == [B]
+        assert instance != guard.status().instance
+        assert told == []
+        assert guard.check(B)  # the child's feed is the child's
+        feed.end(B)  # the parent's thread goes on
+        _until(lambda: told == [B])
+
+
+def test_a_guard_that_was_never_started_may_be_forked_too(feed: MemoryFeed) -> None:
+    feed.end(A)
+    with _guarded(feed, feed) as guard:
+        assert in_child(lambda: guard.check(A).cause) == Cause.IDLE
+        assert not guard.check(A)
+
+
+def test_a_fork_while_a_thread_starts_it_does_not_hang_the_child(feed: MemoryFeed) -> None:
+    slow = _Slow(feed)
+    with _guarded(slow, feed) as guard:
+        starter = threading.Thread(target=guard.start)
+        starter.start()
+        slow.entered.wait(10)
+        slow.hold.set()  # the child's copy of the feed is not slow any more; the parent's lock was held at the fork
+        assert in_child(lambda: guard.check(A).allowed)
+        starter.join()
+
+
+def test_settings_out_of_range_are_refused_when_it_is_made() -> None:
+    with pytest.raises(ConfigError, match="stale_after_ms"):
+        SyncGuard("localhost:1", service="shop", stale_after_ms=1)
+
+
+class _InLoop:
+    """The in-memory feed, its records applied in the guard's thread as a broker's are."""
+
+    def __init__(self, feed: MemoryFeed) -> None:
+        self._feed = feed
+
+    async def start(self, intake: Intake) -> None:
+        loop = asyncio.get_running_loop()
+        apply = intake.apply
+
+        def elsewhere(*args: Any) -> None:
+            if threading.current_thread().name.startswith("lapse-guard"):
+                apply(*args)
+            else:
+                loop.call_soon_threadsafe(apply, *args)
+
+        intake.apply = elsewhere  # type: ignore[assignment, method-assign]
+        await self._feed.start(intake)
+
+    async def stop(self) -> None:
+        await self._feed.stop()
+
+
+class _Slow:
+    """A feed whose start takes until it is let go."""
+
+    def __init__(self, feed: MemoryFeed) -> None:
+        self._feed = feed
+        self.entered = threading.Event()
+        self.hold = threading.Event()
+
+    async def start(self, intake: Intake) -> None:
+        self.entered.set()
+        await asyncio.to_thread(self.hold.wait, 10)
+        await self._feed.start(intake)
+
+    async def stop(self) -> None:
+        await self._feed.stop()
+
+
+# The publisher
+
+
+def test_notes_of_many_threads_are_all_taken() -> None:
+    publisher = SyncMemoryPublisher()
+
+    def tell(name: str) -> None:
+        for number in range(200):
+            publisher.touched(session_reference(f"{name}-{number}"), "u")
+
+    _together([threading.Thread(target=tell, args=(str(number),)) for number in range(THREADS)])
+    assert publisher.stats.touches == THREADS * 200
+    told = publisher.take()
+    assert len({activity.session for activity in told}) == THREADS * 200
+
+
+def test_no_method_waits_or_raises_without_a_broker() -> None:
+    publisher = SyncActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
+    took = []
+    for number in range(2_000):
+        session = session_reference(f"s-{number}")
+        for note in (publisher.started, publisher.touched, publisher.refreshed, publisher.elevated, publisher.closed):
+            began = time.thread_time()
+            note(session, "u")
+            took.append(time.thread_time() - began)
+    publisher.touched(None, None)  # type: ignore[arg-type]  # what is tested
+    publisher.touched(A, "u", hold_ms="x")  # type: ignore[arg-type]  # likewise
+    assert sorted(took)[-10] < 0.01  # but for a collection of garbage, which comes to any call
+    began = time.monotonic()
+    publisher.stop(0.2)
+    assert time.monotonic() - began < 8
+    assert publisher.stats.malformed == 2
+    assert publisher.stats.waiting == publisher.waiting > 0
+
+
+def test_after_stop_it_says_that_nothing_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    publisher = SyncActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
+    publisher.start()
+    publisher.stop(0.0)
+    with caplog.at_level(logging.WARNING, "lapse.consumers"):
+        publisher.touched(A, "u")
+        publisher.closed(A, "u")
+    assert publisher.stats.after_stop == 2
+    assert "after stop()" in caplog.text
+    publisher.start()
+    publisher.closed(A, "u")
+    _until(lambda: publisher.waiting == 1)
+    publisher.stop(0.0)
+
+
+def test_the_sync_memory_publisher_tells_what_the_other_does() -> None:
+    publisher = SyncMemoryPublisher()
+    with publisher:
+        publisher.started(A, "u", policy="p")
+        publisher.touched(A, "u", hold_ms=600_000)
+        publisher.clock.advance(10)
+        publisher.closed(A, "u")
+        assert publisher.flush()
+    publisher.closed(B, "u")
+    told = publisher.take()
+    assert [type(activity) for activity in told] == [SessionStarted, SessionTouched, SessionClosed]
+    assert [activity.age_ms for activity in told] == [10, 10, 0]
+    assert isinstance(told[1], SessionTouched)
+    assert told[1].hold_ms == 600_000
+    assert publisher.stats.after_stop == 1
+
+
+def test_a_child_tells_its_own_and_leaves_the_parents_notes_to_the_parent() -> None:
+    publisher = SyncActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
+    publisher.closed(A, "u")
+    _until(lambda: publisher.waiting == 1)
+
+    def child() -> tuple[int, int, int]:
+        before = publisher.waiting
+        publisher.touched(A, "u")
+        publisher.closed(B, "u")
+        after = publisher.waiting
+        publisher.stop(0.0)
+        publisher.touched(A, "u")
+        return before, after, publisher.stats.after_stop
+
+    assert in_child(child) == (0, 2, 1)
+    publisher.closed(B, "u")
+    _until(lambda: publisher.waiting == 2)
+    assert publisher.stats.after_stop == 0
+    publisher.stop(0.0)
+
+
+# The thread
+
+
+def test_a_living_child_keeps_no_connection_of_the_parent_open_and_disturbs_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = LoopThread("test")
+        reader, writer = thread.call(asyncio.open_connection(*server.getsockname()[:2]), 10.0)
+        connection, _ = server.accept()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            thread.abandon()
+            os.close(writing)
+            os.read(reading, 1)  # it lives until the parent closes its end
+            os._exit(0)
+        try:
+            connection.sendall(b"hello\n")
+            assert thread.call(reader.readline(), 10.0) == b"hello\n"  # the parent's epoll is whole
+            thread.loop.call_soon_threadsafe(writer.close)
+            connection.settimeout(10.0)
+            assert connection.recv(1) == b""  # and the end of the connection is seen although the child lives
+        finally:
+            os.close(writing)
+            os.close(reading)
+            os.waitpid(child, 0)
+            connection.close()
+            thread.stop()
+
+
+def test_a_thread_that_ends_cancels_what_runs_in_it() -> None:
+    thread = LoopThread("test")
+    cancelled = threading.Event()
+
+    async def run() -> None:
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            cancelled.set()
+
+    thread.submit(run())
+    thread.call(asyncio.sleep(0), 10.0)
+    thread.stop()
+    assert cancelled.is_set()
+    with pytest.raises(RuntimeError):
+        thread.call(asyncio.sleep(0), 1.0)
