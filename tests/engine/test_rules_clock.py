@@ -308,3 +308,29 @@ def test_a_new_owner_goes_on_by_the_walls() -> None:
     one(2, T0 + HOUR + 10_000, 7_001_000, T0 + 10_000, 7_000_000, 7_000_002)
     assert abs(clock.offset_ms + HOUR) <= 10
     assert T0 + 9900 <= clock.time <= T0 + 10_000
+
+
+def test_a_first_owner_that_is_gone_after_one_tick_is_nothing_to_hold_the_next_against() -> None:
+    """It has proven no point of log time, so what its wall shows since the log began is no step."""
+    clock = DisciplinedClock()
+    clock.record(T0)
+    ticks = [(1, T0 + 3000, 100, None), (2, T0 + 9000, 7_000_000, None), (2, T0 + 9050, 7_000_050, 7_000_000)]
+    for epoch, append, mono, prev in ticks:
+        clock.record(append)
+        said = clock.tick(
+            append,
+            ClockTick(
+                epoch=epoch,
+                owner="w",
+                mono_ms=mono,
+                wall_at=append,
+                prev_ms=prev,
+                ack_ms=None if prev is None else prev + 3,
+                up_ms=0,
+                mac="not looked at",
+            ),
+        )
+    assert said is not None
+    assert said.alarm is None
+    assert clock.offset_ms == 0
+    assert T0 + 9040 <= clock.time <= T0 + 9050

@@ -35,6 +35,7 @@ from tests.engine.records import ref
 SLACK_MS = 700.0
 EXACT_MS = 3.0
 """Whole milliseconds cut off on two clocks, and 100 ppm over a session."""
+BETWEEN_DECISIONS_MS = 4_000.0  # the tick before the last one of an owner to the third of the next
 DECISION_MS = 30_000.0
 """An order of the same seconds as a step may end logins after it (ADR 0006 h)."""
 PROMPT_MS = 2_000.0
@@ -173,8 +174,9 @@ def _check_not_late(world: World, person: Person, ending: dict[str, Any], decide
         bound = over + PROMPT_MS
         world.worst("latest ending while all is well", late, person.session)
     if world.plan.clock_steps:
-        # A step back in a time without ticks holds log time back by up to that time (ADR 0006 g).
-        bound += _undecided_ms(world, plan.home(person))
+        # A step back at a change of owner holds log time back by the time between two decisions, in a time without ticks
+        # by up to that time (ADR 0006 g).
+        bound += max(_undecided_ms(world, plan.home(person)), BETWEEN_DECISIONS_MS)
     assert decided <= bound, (
         f"missed: {person.session} was over at {over:.0f} and ended at {decided:.0f} as {ending['cause']}, "
         f"disturbed until {disturbed:.0f}"
