@@ -174,8 +174,8 @@ def _check_not_late(world: World, person: Person, ending: dict[str, Any], decide
         bound = over + PROMPT_MS
         world.worst("latest ending while all is well", late, person.session)
     if world.plan.clock_steps:
-        # A step back at a change of owner holds log time back by the time between two decisions, in a time without ticks
-        # by up to that time (ADR 0006 g).
+        # A step back at a change of owner holds log time back by the time between two decisions, in a time without
+        # ticks by up to that time (ADR 0006 g).
         bound += max(_undecided_ms(world, plan.home(person)), BETWEEN_DECISIONS_MS)
     assert decided <= bound, (
         f"missed: {person.session} was over at {over:.0f} and ended at {decided:.0f} as {ending['cause']}, "

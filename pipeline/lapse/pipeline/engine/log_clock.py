@@ -246,7 +246,7 @@ class DisciplinedClock:
     def _take_over(self, epoch: int) -> None:
         """A new owner ticks for the first time: its monotonic clock has nothing to do with the last one's."""
         if self.epoch >= 0:
-            # An owner without any bracket or bridge (the first one ever, gone at once) has proven no point to go on from.
+            # An owner without any bracket or bridge (the first one, gone at once) has proven no point to go on from.
             if self.bridge_point is None and self.low is not None:
                 self.bridge_point, self.bridge_wall = self.point, self.wall
             self.fell_before |= self.fell
