@@ -4,7 +4,7 @@ Each topic has a tail of its own (a consumer, all partitions, no group), so that
 thousand endings. A tail does, again and again:
 
     1. connect, assign all partitions, and take the end offsets: the guard is fresh when it has applied up to these
-    2. read from the earliest record on, in slices, so that the service's loop is never held for 10 ms
+    2. read from the earliest record on, in slices, so that the service's loop is held for about 10 ms at most
     3. once a second ask for the end offsets; having applied up to them proves what was known when they were asked for
 
 and starts over at 1, the guard stale until then and its denials kept, when what it sees cannot be: an end offset or a
