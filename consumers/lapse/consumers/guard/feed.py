@@ -4,7 +4,7 @@ Each topic has a tail of its own (a consumer, all partitions, no group), so that
 thousand endings. A tail does, again and again:
 
     1. connect, assign all partitions, and take the end offsets: the guard is fresh when it has applied up to these
-    2. read from the earliest record on, in slices, so that the service's loop is never held for 10 ms
+    2. read from the earliest record on, in slices, so that the service's loop is held for about 10 ms at most
     3. once a second ask for the end offsets; having applied up to them proves what was known when they were asked for
 
 and starts over at 1, the guard stale until then and its denials kept, when what it sees cannot be: an end offset or a
@@ -14,7 +14,6 @@ partitions, an end offset that moved while nothing came for STUCK_AFTER_MS (aiok
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -54,6 +53,10 @@ _LANDMARK_MS: Final = 600_000
 _REQUEST_TIMEOUT_MS: Final = 5_000
 _START_TIMEOUT_S: Final = 15.0
 _STOP_TIMEOUT_S: Final = 5.0
+_LOOK_INTERVAL_S: Final = 5.0
+_SILENT_LOOKS_MAX: Final = 5
+"""After 25 s without a turn a client hangs: longer than its start may take (15 s) and its stop (5 s)."""
+
 _BACKOFF_S: Final = (0.1, 5.0)
 _RESTARTING: Final = (KafkaError, TimeoutError, OSError, AssertionError)
 """What a client can fail with; aiokafka asserts what a broker that is going away can break."""
@@ -126,6 +129,17 @@ class KafkaFeed:
         await asyncio.gather(*tails, return_exceptions=True)
 
 
+async def _leave(task: "asyncio.Task[None]", *, cancel_first: bool = True) -> None:
+    """Let a task end, and leave it behind if it does not: aiokafka's swallow cancellations now and then."""
+    if cancel_first:
+        task.cancel()
+    _, pending = await asyncio.wait({task}, timeout=_STOP_TIMEOUT_S)
+    if pending:
+        task.cancel()
+        _log.warning("a Kafka consumer did not stop within %g s and is left behind", _STOP_TIMEOUT_S)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
 class _Tail:
     """Follows one topic."""
 
@@ -147,6 +161,7 @@ class _Tail:
         self._positions: dict[TopicPartition, int] = {}
         self._proof: tuple[float, dict[TopicPartition, int]] | None = None  # asked at, the ends
         self._moved_at = 0.0
+        self._signs = 0  # of life
         self._newest: dict[TopicPartition, int] = {}  # the append time of the last record read
         self._landmarks: dict[
             TopicPartition, tuple[int, int]
@@ -158,7 +173,7 @@ class _Tail:
         while True:
             started_at = time.monotonic()
             try:
-                await self._follow()
+                await self._watch(asyncio.create_task(self._follow()))
             except (_Astray, *_RESTARTING) as error:
                 reason = f"{self._topic}: {type(error).__name__.lstrip('_')} {error}".strip()
                 self._intake.lose(self._source, reason)
@@ -168,6 +183,21 @@ class _Tail:
                 _log.exception("the guard failed over %s and starts over", self._topic)
             backoff_s = min(2 * backoff_s, _BACKOFF_S[1]) if time.monotonic() - started_at < 60 else _BACKOFF_S[0]
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+
+    async def _watch(self, following: "asyncio.Task[None]") -> None:
+        """Wait for what a follower ends with, and give one up that shows no sign of life: its client hangs.
+
+        Counted in looks, so that a service whose loop stood still is not taken for a client that does.
+        """
+        try:
+            silent, seen = 0, self._signs
+            while not (await asyncio.wait({following}, timeout=_LOOK_INTERVAL_S))[0]:
+                silent, seen = (silent + 1 if self._signs == seen else 0), self._signs
+                if silent >= _SILENT_LOOKS_MAX:
+                    raise _Astray("its client hangs")
+            following.result()
+        finally:
+            await _leave(following)
 
     async def _follow(self) -> None:
         consumer = AIOKafkaConsumer(
@@ -194,9 +224,7 @@ class _Tail:
                 prover.cancel()
                 await asyncio.gather(prover, return_exceptions=True)
         finally:
-            with contextlib.suppress(*_RESTARTING):
-                async with asyncio.timeout(_STOP_TIMEOUT_S):
-                    await consumer.stop()
+            await _leave(asyncio.create_task(consumer.stop()), cancel_first=False)
 
     async def _assign(self, consumer: AIOKafkaConsumer) -> list[TopicPartition]:
         """Step 1. Return the partitions, in order."""
@@ -230,6 +258,7 @@ class _Tail:
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
         """Step 2: apply the next slice."""
+        self._signs += 1
         fetched = await consumer.getmany(timeout_ms=200, max_records=SLICE_RECORDS_MAX)
         now = self._clock()
         for partition, records in fetched.items():
