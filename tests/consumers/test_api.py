@@ -7,6 +7,7 @@ from pathlib import Path
 import lapse.consumers
 import lapse.consumers.activity
 import lapse.consumers.frameworks.asgi
+import lapse.consumers.frameworks.django
 import lapse.consumers.frameworks.fastapi
 import lapse.consumers.frameworks.flask
 import lapse.consumers.frameworks.identity
@@ -61,6 +62,7 @@ def test_the_public_names_are_these() -> None:
             "header",
             "of_claims",
         ],
+        "lapse.consumers.frameworks.django": ["Enforcement", "background", "enforcement", "on_stale", "unguarded"],
         "lapse.consumers.frameworks.flask": [
             "Lapse",
             "background",
@@ -80,6 +82,7 @@ _MODULES = (
     lapse.consumers.activity,
     lapse.consumers.guard,
     lapse.consumers.frameworks.asgi,
+    lapse.consumers.frameworks.django,
     lapse.consumers.frameworks.fastapi,
     lapse.consumers.frameworks.flask,
     lapse.consumers.frameworks.identity,

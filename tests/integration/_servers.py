@@ -36,10 +36,10 @@ def gunicorn(app: str, *options: str) -> Callable[[int], list[str]]:
     return lambda port: [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", *fixed, app]
 
 
-def uvicorn(app: str) -> Callable[[int], list[str]]:
-    """Return the command that serves an ASGI application."""
+def uvicorn(*app: str) -> Callable[[int], list[str]]:
+    """Return the command that serves an ASGI application; options may stand before it."""
     fixed = ["--log-level", "warning", "--timeout-graceful-shutdown", "2"]
-    return lambda port: [sys.executable, "-m", "uvicorn", "--port", str(port), *fixed, app]
+    return lambda port: [sys.executable, "-m", "uvicorn", "--port", str(port), *fixed, *app]
 
 
 def token(**claims: Any) -> str:
