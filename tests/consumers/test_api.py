@@ -10,6 +10,7 @@ import lapse.consumers.frameworks.asgi
 import lapse.consumers.frameworks.django
 import lapse.consumers.frameworks.fastapi
 import lapse.consumers.frameworks.flask
+import lapse.consumers.frameworks.grpc
 import lapse.consumers.frameworks.identity
 import lapse.consumers.frameworks.wsgi
 import lapse.consumers.guard
@@ -71,6 +72,12 @@ def test_the_public_names_are_these() -> None:
             "session_over",
             "unguarded",
         ],
+        "lapse.consumers.frameworks.grpc": [
+            "AioSessionInterceptor",
+            "CANCEL_AFTER_S",
+            "SessionInterceptor",
+            "current_session",
+        ],
         "lapse.consumers.frameworks.wsgi": ["LapseMiddleware", "OVER_KEY", "SESSION_KEY"],
         "lapse.consumers.frameworks.fastapi": ["CurrentSession", "Lapse", "current_session"],
         "lapse.consumers.testing": ["ManualClock", "MemoryFeed", "MemoryPublisher", "SyncMemoryPublisher"],
@@ -85,6 +92,7 @@ _MODULES = (
     lapse.consumers.frameworks.django,
     lapse.consumers.frameworks.fastapi,
     lapse.consumers.frameworks.flask,
+    lapse.consumers.frameworks.grpc,
     lapse.consumers.frameworks.identity,
     lapse.consumers.frameworks.wsgi,
     lapse.consumers.testing,
