@@ -8,7 +8,12 @@ import lapse.consumers
 import lapse.consumers.activity
 import lapse.consumers.appliers
 import lapse.consumers.frameworks.asgi
+import lapse.consumers.frameworks.django
 import lapse.consumers.frameworks.fastapi
+import lapse.consumers.frameworks.flask
+import lapse.consumers.frameworks.grpc
+import lapse.consumers.frameworks.identity
+import lapse.consumers.frameworks.wsgi
 import lapse.consumers.guard
 import lapse.consumers.testing
 
@@ -60,6 +65,30 @@ def test_the_public_names_are_these() -> None:
             "SyncHook",
         ],
         "lapse.consumers.frameworks.asgi": ["ActiveSession", "Identity", "LapseMiddleware", "SCOPE_KEY"],
+        "lapse.consumers.frameworks.identity": [
+            "ActiveSession",
+            "Identity",
+            "bearer",
+            "cookie",
+            "header",
+            "of_claims",
+        ],
+        "lapse.consumers.frameworks.django": ["Enforcement", "background", "enforcement", "on_stale", "unguarded"],
+        "lapse.consumers.frameworks.flask": [
+            "Lapse",
+            "background",
+            "current_session",
+            "on_stale",
+            "session_over",
+            "unguarded",
+        ],
+        "lapse.consumers.frameworks.grpc": [
+            "AioSessionInterceptor",
+            "CANCEL_AFTER_S",
+            "SessionInterceptor",
+            "current_session",
+        ],
+        "lapse.consumers.frameworks.wsgi": ["LapseMiddleware", "OVER_KEY", "SESSION_KEY"],
         "lapse.consumers.frameworks.fastapi": ["CurrentSession", "Lapse", "current_session"],
         "lapse.consumers.testing": ["ManualClock", "MemoryFeed", "MemoryPublisher", "SyncMemoryPublisher"],
     }
@@ -71,7 +100,12 @@ _MODULES = (
     lapse.consumers.appliers,
     lapse.consumers.guard,
     lapse.consumers.frameworks.asgi,
+    lapse.consumers.frameworks.django,
     lapse.consumers.frameworks.fastapi,
+    lapse.consumers.frameworks.flask,
+    lapse.consumers.frameworks.grpc,
+    lapse.consumers.frameworks.identity,
+    lapse.consumers.frameworks.wsgi,
     lapse.consumers.testing,
 )
 
@@ -86,7 +120,8 @@ def test_every_public_name_is_there_and_the_package_is_typed() -> None:
 def test_importing_the_sdk_brings_no_framework_and_nothing_of_the_pipeline() -> None:
     program = (
         "import sys, lapse.consumers, lapse.consumers.testing; "
-        "heavy = {'fastapi', 'starlette', 'faust', 'msgspec', 'uvicorn'} & set(sys.modules); "
+        "frameworks = {'django', 'fastapi', 'flask', 'grpc', 'litestar', 'starlette', 'uvicorn'}; "
+        "heavy = (frameworks | {'faust', 'msgspec'}) & set(sys.modules); "
         "sys.exit(f'brought in: {sorted(heavy)}' if heavy or 'lapse.pipeline' in sys.modules else 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -1,1 +1,8 @@
-"""How applications of a framework are guarded: `asgi` for any ASGI application, `fastapi` for FastAPI."""
+"""How are applications guarded? A module for each framework; what they share is in the others.
+
+asgi, fastapi, starlette, litestar    the middleware, and what is around it, for asyncio
+wsgi, flask                           for threads and forked processes
+django, grpc                          for both
+identity                              whose request it is: cookie, JWT, or your own callable
+gate, marks, streams, problem         check and touch, what routes say of themselves, streams that end, the answer
+"""

@@ -14,17 +14,17 @@ means the whole connection. Otherwise each message from the client is a touch.
 """
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
 from lapse.consumers.activity import ActivityPublisher
+from lapse.consumers.frameworks.gate import BACKGROUND, Gate
+from lapse.consumers.frameworks.identity import ActiveSession, Identity
 from lapse.consumers.frameworks.problem import CLOSE_CODE, HEADERS, STATUS, problem, reason
 from lapse.consumers.guard import ON_STALE, Decision, Ended, Guard, OnStale
-from lapse.schemas import ConfigError, session_reference
+from lapse.schemas import ConfigError
 
 __all__ = ["SCOPE_KEY", "ActiveSession", "Identity", "LapseMiddleware"]
 
@@ -37,33 +37,7 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 SCOPE_KEY: Final = "lapse.session"
 """Where the application finds its ActiveSession in the scope."""
 
-_BACKGROUND: Final = b"x-lapse-background"
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Whose request it is, as the application knows it.
-
-    Attributes:
-        session_id: the raw session id, from the cookie or token. It is hashed here and goes no further.
-        started_at: when the session started, epoch ms, if known: revocations of a subject then act in one hop.
-    """
-
-    session_id: str | bytes = field(repr=False)
-    subject: str
-    tenant: str | None = None
-    started_at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveSession:
-    """The session of a request that was let pass; `reference` is what Lapse knows it by."""
-
-    reference: str
-    subject: str
-    tenant: str | None
-    started_at: int | None
-    decision: Decision
+_BACKGROUND: Final = BACKGROUND.encode()
 
 
 Identify: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
@@ -79,6 +53,7 @@ class LapseMiddleware:
         publisher: tells the touches; None where something else does.
         key: of session references, the estate's, if it has one.
         on_stale: overrides the guard's own, for all requests or by scope (a function may return None: the guard's own).
+        background: by scope, whether a request is no activity, whatever its headers say.
         touch_on_message: whether each message from a WebSocket's client is a touch.
 
     Raises:
@@ -94,6 +69,7 @@ class LapseMiddleware:
         publisher: ActivityPublisher | None = None,
         key: bytes | None = None,
         on_stale: OnStale | Callable[[Scope], OnStale | None] | None = None,
+        background: Callable[[Scope], bool] | None = None,
         touch_on_message: bool = True,
     ) -> None:
         if on_stale not in (None, *ON_STALE) and not callable(on_stale):
@@ -101,9 +77,9 @@ class LapseMiddleware:
         self._app = app
         self._guard = guard
         self._identify = identify
-        self._publisher = publisher
-        self._key = key
+        self._gate = Gate(guard, publisher, key)
         self._on_stale = on_stale
+        self._background = background
         self._touch_on_message = touch_on_message
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,27 +91,20 @@ class LapseMiddleware:
         if identity is None:
             await self._app(scope, receive, send)
             return
-        reference = session_reference(identity.session_id, self._key)
-        decision = self._guard.check(
-            reference,
-            subject=identity.subject,
-            tenant=identity.tenant,
-            started_at=identity.started_at,
-            on_stale=self._on_stale(scope) if callable(self._on_stale) else self._on_stale,
-        )
-        if not decision.allowed:
-            await _refuse(scope, receive, send, decision)
+        on_stale = self._on_stale(scope) if callable(self._on_stale) else self._on_stale
+        session = self._gate.check(identity, on_stale)
+        if not session.decision.allowed:
+            await _refuse(scope, receive, send, session.decision)
             return
-        session = ActiveSession(reference, identity.subject, identity.tenant, identity.started_at, decision)
         scope[SCOPE_KEY] = session
-        background = _is_background(scope)
+        background = _is_background(scope) or (self._background is not None and self._background(scope))
         if not background:
-            self._touch(session)
+            self._gate.touch(session)
         connection: _Connection
         if scope["type"] == "http":
             connection = _Response(receive, send)
         else:
-            touch = None if background or not self._touch_on_message else lambda: self._touch(session)
+            touch = None if background or not self._touch_on_message else lambda: self._gate.touch(session)
             connection = _WebSocket(receive, send, touch)
         await self._serve(scope, session, connection)
 
@@ -158,15 +127,6 @@ class LapseMiddleware:
             hook.cancel()
         if connection.ended is not None:
             await connection.close()
-
-    def _touch(self, session: ActiveSession) -> None:
-        if self._publisher is None:
-            return
-        # A touch may overtake its session's start, which another service reports. With its age a fresh login that is
-        # adopted passes under the cutoff of an older revocation; without it, it would be taken for a session of before.
-        # The start is an instant of the application's wall clock, so that clock tells the age.
-        age_ms = None if session.started_at is None else max(0, int(time.time() * 1000) - session.started_at)
-        self._publisher.touched(session.reference, session.subject, tenant=session.tenant, session_age_ms=age_ms)
 
 
 class _Connection(ABC):

@@ -1,0 +1,61 @@
+"""What does a route say of itself? Marks on its view function, which the middlewares read.
+
+@background                 requests of this route are no activity (as with the header X-Lapse-Background: 1)
+@on_stale("deny")           what a guard does here that does not know enough
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from lapse.consumers.guard import ON_STALE, OnStale
+from lapse.schemas import ConfigError
+
+__all__ = ["background", "is_background", "is_unguarded", "on_stale", "on_stale_of", "unguarded"]
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_BACKGROUND: Final = "lapse_background"
+_UNGUARDED: Final = "lapse_unguarded"
+_ON_STALE: Final = "lapse_on_stale"
+
+
+def background(view: View) -> View:
+    """Mark a view whose requests are checked, and are no touches."""
+    setattr(view, _BACKGROUND, True)
+    return view
+
+
+def unguarded(view: View) -> View:
+    """Mark a view that serves everybody, as who logs in anew still sends the cookie of the session that ended."""
+    setattr(view, _UNGUARDED, True)
+    return view
+
+
+def on_stale(what: OnStale) -> Callable[[View], View]:
+    """Return a decorator that overrides the guard's on_stale for a view.
+
+    Raises:
+        ConfigError: it is neither allow nor deny.
+    """
+    if what not in ON_STALE:
+        raise ConfigError(f"on_stale is {what!r}: allow or deny")
+
+    def mark(view: View) -> View:
+        setattr(view, _ON_STALE, what)
+        return view
+
+    return mark
+
+
+def is_background(view: object) -> bool:
+    return getattr(view, _BACKGROUND, False) is True
+
+
+def is_unguarded(view: object) -> bool:
+    return getattr(view, _UNGUARDED, False) is True
+
+
+def on_stale_of(view: object) -> OnStale | None:
+    """Return what the view was marked with, or None."""
+    found: OnStale | None = getattr(view, _ON_STALE, None)
+    return found

@@ -1,0 +1,173 @@
+"""How is a Django project guarded? Django's own test clients, sync and async; the feed is in memory, time is set.
+
+Django's settings are one for a process, so the project here needs no database: identities come from a header. Django's
+sessions, signals and servers are in tests/integration/test_frameworks_django.py.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import django
+import pytest
+from django.conf import settings
+from django.http import HttpResponse, StreamingHttpResponse
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+
+from lapse.consumers import ConfigError, Identity, session_reference
+from lapse.consumers.testing import MemoryFeed, SyncMemoryPublisher
+from lapse.schemas import SessionTouched
+
+RAW = "the-token"
+REFERENCE = session_reference(RAW)
+LAPSE: dict[str, Any] = {"KAFKA": "127.0.0.1:1", "API_PATHS": ["/api/"]}
+
+settings.configure(
+    ALLOWED_HOSTS=["testserver"],
+    ROOT_URLCONF=__name__,
+    INSTALLED_APPS=[
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.sessions",
+        "lapse.consumers.frameworks.django",
+    ],
+    MIDDLEWARE=["lapse.consumers.frameworks.django.middleware.LapseMiddleware"],
+    LOGIN_URL="/login",
+    LAPSE=LAPSE,
+)
+django.setup()
+
+from lapse.consumers.frameworks.django import background, enforcement, on_stale, unguarded  # noqa: E402  # as in a project
+
+FEEDS: list[MemoryFeed] = []
+
+
+def _identify(request: Any) -> Identity | None:
+    raw = request.headers.get("x-token")
+    return Identity(raw, "u-1") if raw else None
+
+
+def _plain(request: Any) -> HttpResponse:
+    return HttpResponse(request.lapse.subject if hasattr(request, "lapse") else "nobody")
+
+
+def _stream(request: Any) -> StreamingHttpResponse:
+    def parts() -> Iterator[bytes]:
+        yield b"one"
+        FEEDS[-1].end(REFERENCE)
+        assert request.lapse_over.wait(0)
+        yield b"two"
+
+    return StreamingHttpResponse(parts())
+
+
+def _async_stream(request: Any) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        FEEDS[-1].end(REFERENCE)
+        yield b"two"
+
+    return StreamingHttpResponse(parts())
+
+
+def _whole(request: Any) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        yield b"two"
+
+    return StreamingHttpResponse(parts())
+
+
+urlpatterns = [
+    path("plain", _plain),
+    path("api/plain", _plain),
+    path("login", _plain),
+    path("poll", background(lambda request: _plain(request))),
+    path("strict", on_stale("deny")(lambda request: _plain(request))),
+    path("open", unguarded(lambda request: _plain(request))),
+    path("stream", _stream),
+    path("async-stream", _async_stream),
+    path("whole", _whole),
+]
+
+
+class _Project:
+    """The project with a feed and a publisher, asked by one session."""
+
+    def __init__(self) -> None:
+        self.feed = MemoryFeed()
+        FEEDS.append(self.feed)
+        self.publisher = SyncMemoryPublisher(clock=self.feed.clock)
+        self.options = {**LAPSE, "IDENTIFY": _identify, "GUARD": self.feed.sync_guard(), "PUBLISHER": self.publisher}
+
+    def touches(self) -> list[str]:
+        return [activity.session for activity in self.publisher.take() if isinstance(activity, SessionTouched)]
+
+
+@pytest.fixture
+def project() -> Iterator[_Project]:
+    made = _Project()
+    with override_settings(LAPSE=made.options):
+        yield made
+
+
+def _get(path: str, accept: str = "text/html", **headers: str) -> Any:
+    return Client().get(path, headers={"x-token": RAW, "accept": accept, **headers})
+
+
+def test_what_reaches_a_view_is_a_touch_unless_it_is_background(project: _Project) -> None:
+    assert _get("/poll").content == b"u-1"
+    _get("/plain", **{"x-lapse-background": "1"})
+    _get("/missing")
+    assert project.touches() == []
+    assert _get("/plain").content == b"u-1"
+    assert project.touches() == [REFERENCE]
+
+
+def test_a_page_leads_to_the_login_and_an_api_is_told_why(project: _Project) -> None:
+    project.feed.end(REFERENCE, cause="idle")
+    assert _get("/plain?a=1")["location"] == "/login?next=/plain%3Fa%3D1"
+    for path_of, accept in (("/plain", "application/json"), ("/plain", "*/*"), ("/api/plain", "text/html")):
+        answer = _get(path_of, accept)
+        assert (answer.status_code, answer["content-type"]) == (401, "application/problem+json")
+        assert answer.json()["cause"] == "idle"
+    assert _get("/login").content == b"nobody"
+    assert _get("/open").content == b"nobody"
+    assert _get("/missing").status_code == 302
+
+
+def test_a_stale_guard_does_what_the_view_says(project: _Project) -> None:
+    project.feed.processor_runs = False
+    project.feed.advance(10_000)
+    assert _get("/plain").status_code == 200
+    assert _get("/strict").json()["cause"] is None
+
+
+def test_a_stream_ends_with_its_session(project: _Project) -> None:
+    assert b"".join(_get("/stream").streaming_content) == b"one"
+    assert Client().get("/stream", headers={"x-token": RAW}).status_code == 401
+
+
+async def test_the_same_under_asgi(project: _Project) -> None:
+    client, headers = AsyncClient(), {"x-token": RAW, "accept": "application/json"}
+    assert (await client.get("/plain", headers=headers)).content == b"u-1"
+    assert project.touches() == [REFERENCE]
+    whole = await client.get("/whole", headers=headers)
+    assert [part async for part in whole.streaming_content] == [b"one", b"two"]
+    stream = await client.get("/async-stream", headers=headers)
+    assert [part async for part in stream.streaming_content] == [b"one"]
+    assert (await client.get("/plain", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (None, "LAPSE"),
+        ({}, "KAFKA"),
+        ({"KAFKA": "k", "SERVCE": "x"}, "SERVCE"),
+        ({**LAPSE, "API_PATHS": "/a"}, "API_P"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(given: object, named: str) -> None:
+    with override_settings(LAPSE=given), pytest.raises(ConfigError, match=named):
+        enforcement()
