@@ -87,8 +87,9 @@ def is_beyond_promise(world: World, partition: int) -> bool:
         return True
     # A step in an outage, or not yet decided when it begins, with another owner when it is over: nothing tells how long
     # it was (ADR 0006 g).
-    for (a, before), (b, after) in pairwise(told):
-        if before != after and b - a > OUTAGE_MS and any(a - BETWEEN_DECISIONS_MS <= step < b for step in steps):
+    for a, b in pairwise(ticks):
+        epochs = {epoch for t, epoch in told if a <= t <= b + BETWEEN_DECISIONS_MS}
+        if b - a > OUTAGE_MS and len(epochs) > 1 and any(a - BETWEEN_DECISIONS_MS <= step < b for step in steps):
             return True
     edges = [0.0, *ticks, world.now]
     return any(sum(a <= step < b for step in steps) > 1 for a, b in pairwise(edges))
