@@ -13,6 +13,8 @@ import lapse.consumers.frameworks.fastapi
 import lapse.consumers.frameworks.flask
 import lapse.consumers.frameworks.grpc
 import lapse.consumers.frameworks.identity
+import lapse.consumers.frameworks.litestar
+import lapse.consumers.frameworks.starlette
 import lapse.consumers.frameworks.wsgi
 import lapse.consumers.guard
 import lapse.consumers.testing
@@ -89,7 +91,16 @@ def test_the_public_names_are_these() -> None:
             "current_session",
         ],
         "lapse.consumers.frameworks.wsgi": ["LapseMiddleware", "OVER_KEY", "SESSION_KEY"],
-        "lapse.consumers.frameworks.fastapi": ["CurrentSession", "Lapse", "current_session"],
+        "lapse.consumers.frameworks.fastapi": [
+            "CurrentSession",
+            "Lapse",
+            "background",
+            "current_session",
+            "on_stale",
+            "unguarded",
+        ],
+        "lapse.consumers.frameworks.litestar": ["LapsePlugin", "current_session"],
+        "lapse.consumers.frameworks.starlette": ["Lapse", "background", "current_session", "on_stale", "unguarded"],
         "lapse.consumers.testing": ["ManualClock", "MemoryFeed", "MemoryPublisher", "SyncMemoryPublisher"],
     }
 
@@ -105,6 +116,8 @@ _MODULES = (
     lapse.consumers.frameworks.flask,
     lapse.consumers.frameworks.grpc,
     lapse.consumers.frameworks.identity,
+    lapse.consumers.frameworks.litestar,
+    lapse.consumers.frameworks.starlette,
     lapse.consumers.frameworks.wsgi,
     lapse.consumers.testing,
 )

@@ -72,8 +72,7 @@ class LapseMiddleware:
         background: Callable[[Scope], bool] | None = None,
         touch_on_message: bool = True,
     ) -> None:
-        if on_stale not in (None, *ON_STALE) and not callable(on_stale):
-            raise ConfigError(f"on_stale is {on_stale!r}: allow, deny, or a function of the scope")
+        checked_on_stale(on_stale)
         self._app = app
         self._guard = guard
         self._identify = identify
@@ -239,6 +238,16 @@ class _WebSocket(_Connection):
         self._closed = True
         why = f"session ended: {self.ended.cause.value}"
         await self._send({"type": "websocket.close", "code": CLOSE_CODE, "reason": why})
+
+
+def checked_on_stale(on_stale: object) -> None:
+    """Refuse what is no on_stale.
+
+    Raises:
+        ConfigError: it is neither allow nor deny, nor a function.
+    """
+    if on_stale not in (None, *ON_STALE) and not callable(on_stale):
+        raise ConfigError(f"on_stale is {on_stale!r}: allow, deny, or a function of the scope")
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision) -> None:

@@ -10,25 +10,24 @@ from typing import Any, Final, TypeVar
 from lapse.consumers.guard import ON_STALE, OnStale
 from lapse.schemas import ConfigError
 
-__all__ = ["background", "is_background", "is_unguarded", "on_stale", "on_stale_of", "unguarded"]
+__all__ = ["any_marks", "background", "is_background", "is_unguarded", "on_stale", "on_stale_of", "unguarded"]
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _BACKGROUND: Final = "lapse_background"
 _UNGUARDED: Final = "lapse_unguarded"
+_names: Final[set[str]] = set()  # of marks that are in use in this process
 _ON_STALE: Final = "lapse_on_stale"
 
 
 def background(view: View) -> View:
     """Mark a view whose requests are checked, and are no touches."""
-    setattr(view, _BACKGROUND, True)
-    return view
+    return _mark(view, _BACKGROUND, True)
 
 
 def unguarded(view: View) -> View:
     """Mark a view that serves everybody, as who logs in anew still sends the cookie of the session that ended."""
-    setattr(view, _UNGUARDED, True)
-    return view
+    return _mark(view, _UNGUARDED, True)
 
 
 def on_stale(what: OnStale) -> Callable[[View], View]:
@@ -41,8 +40,7 @@ def on_stale(what: OnStale) -> Callable[[View], View]:
         raise ConfigError(f"on_stale is {what!r}: allow or deny")
 
     def mark(view: View) -> View:
-        setattr(view, _ON_STALE, what)
-        return view
+        return _mark(view, _ON_STALE, what)
 
     return mark
 
@@ -59,3 +57,14 @@ def on_stale_of(view: object) -> OnStale | None:
     """Return what the view was marked with, or None."""
     found: OnStale | None = getattr(view, _ON_STALE, None)
     return found
+
+
+def any_marks() -> bool:
+    """Return whether any view is marked: whether it is worth to look for a request's."""
+    return bool(_names)
+
+
+def _mark(view: View, name: str, value: object) -> View:
+    setattr(view, name, value)
+    _names.add(name)
+    return view
