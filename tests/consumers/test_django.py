@@ -10,13 +10,14 @@ from typing import Any
 import django
 import pytest
 from django.conf import settings
+from django.contrib.sessions.backends.signed_cookies import SessionStore
 from django.http import HttpResponse, StreamingHttpResponse
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 
 from lapse.consumers import ConfigError, Identity, session_reference
 from lapse.consumers.testing import MemoryFeed, SyncMemoryPublisher
-from lapse.schemas import SessionTouched
+from lapse.schemas import SessionClosed, SessionStarted, SessionTouched
 
 RAW = "the-token"
 REFERENCE = session_reference(RAW)
@@ -33,11 +34,20 @@ settings.configure(
     ],
     MIDDLEWARE=["lapse.consumers.frameworks.django.middleware.LapseMiddleware"],
     LOGIN_URL="/login",
+    SECRET_KEY="only-for-tests",
+    SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",  # the one whose key does not last
     LAPSE=LAPSE,
 )
 django.setup()
 
-from lapse.consumers.frameworks.django import background, enforcement, on_stale, unguarded  # noqa: E402  # as in a project
+from lapse.consumers.frameworks.django import (  # noqa: E402  # as in a project
+    background,
+    enforcement,
+    on_stale,
+    sessions,
+    unguarded,
+)
+from lapse.consumers.frameworks.django.signals import logged_in, logged_out  # noqa: E402  # likewise
 
 FEEDS: list[MemoryFeed] = []
 
@@ -157,6 +167,44 @@ async def test_the_same_under_asgi(project: _Project) -> None:
     stream = await client.get("/async-stream", headers=headers)
     assert [part async for part in stream.streaming_content] == [b"one"]
     assert (await client.get("/plain", headers=headers)).status_code == 401
+
+
+def _of_a_login() -> Any:
+    """Return a request in whose session somebody is logged in, from before Lapse was installed."""
+    request = RequestFactory().get("/")
+    request.COOKIES[settings.SESSION_COOKIE_NAME] = "something"
+    request.session = SessionStore()
+    request.session["_auth_user_id"] = "7"
+    request.user = "ann"
+    return request
+
+
+def test_a_login_from_before_keeps_the_id_that_it_gets(project: _Project) -> None:
+    options = {**project.options, "IDENTIFY": None, "TENANT": lambda request, user: f"of {user}"}
+    with override_settings(LAPSE=options):
+        request = _of_a_login()
+        first = sessions.of_session(request, enforcement())
+        assert first is not None
+        assert (first.subject, first.tenant, first.started_at) == ("7", "of ann", None)
+        assert sessions.of_session(request, enforcement()) == first
+        request.COOKIES.clear()
+        assert sessions.of_session(request, enforcement()) is None
+
+
+def test_logins_and_logouts_are_told_and_a_new_login_is_a_new_session(project: _Project) -> None:
+    options = {**project.options, "IDENTIFY": None, "POLICY": lambda request, user: f"policy of {user}"}
+    with override_settings(LAPSE=options):
+        request = _of_a_login()
+        for _ in range(2):  # the second time in the same session
+            logged_in(request=request, user="ann")
+        logged_out(request=request, user="ann")
+        logged_in(request=RequestFactory().get("/"), user="ann")  # no session, nothing to tell
+    told = project.publisher.take()
+    started = [activity for activity in told if isinstance(activity, SessionStarted)]
+    closed = [activity.session for activity in told if isinstance(activity, SessionClosed)]
+    assert [activity.policy for activity in started] == ["policy of ann"] * 2
+    assert len({activity.session for activity in started}) == 2
+    assert closed == [activity.session for activity in started]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,17 @@ def test_a_stream_ends_with_its_session_and_is_closed() -> None:
     assert closed == [True]
 
 
+def test_a_stream_whose_session_ends_before_its_first_part_is_empty() -> None:
+    service = _Service()
+
+    @service.app.get("/stream")
+    def stream() -> Response:
+        service.feed.end(REFERENCE, cause="revoked")  # between the check and the response
+        return Response(iter(["one"]))
+
+    assert service.client.get("/stream").text == ""
+
+
 def test_kafka_must_be_named() -> None:
     with pytest.raises(ConfigError, match="LAPSE_KAFKA"):
         Lapse(Flask("shop"), identify=_identify)

@@ -173,7 +173,7 @@ async def test_a_stream_ends_with_its_session(served: Served) -> None:
     stream = many(b"", metadata=MINE)
     assert await stream.read() == b"one"
     with pytest.raises(grpc.aio.AioRpcError) as ended:
-        await stream.read()
+        await asyncio.wait_for(stream.read(), 10)
     assert (ended.value.code(), ended.value.details()) == (UNAUTHENTICATED, "session ended: absolute")
     assert dict(ended.value.trailing_metadata())["lapse-cause"] == "absolute"
 

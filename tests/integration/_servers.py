@@ -60,8 +60,9 @@ class Service:
         self.url = f"http://127.0.0.1:{port}"
 
     def client(self, **options: Any) -> httpx2.AsyncClient:
-        """Return a browser: it keeps cookies, and follows nothing by itself."""
-        return httpx2.AsyncClient(base_url=self.url, timeout=20.0, **options)
+        """Return a browser: it keeps cookies, follows nothing, and comes to any process by new connections."""
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        return httpx2.AsyncClient(base_url=self.url, timeout=20.0, limits=limits, **options)
 
     async def revoke(self, subject: str) -> None:
         """Revoke a subject's sessions, and return once it is acknowledged."""

@@ -54,16 +54,14 @@ class Stream(Iterator[Any]):
             self._watch()
 
     def __next__(self) -> Any:
-        if not self._first:
-            self._cut()
+        self._cut()
         part = next(self._parts)
+        self._cut()
         if self._first:
             self._first = False
             length = self._length()
             if self._hook is None and (length is None or _size(part) < length):
                 self._watch()
-        else:
-            self._cut()
         self._sent += _size(part)
         return part
 
