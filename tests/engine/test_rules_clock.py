@@ -197,6 +197,18 @@ def test_an_outage_is_no_step(log: Stepped) -> None:
     assert log.last_seen() == 9500
 
 
+@pytest.mark.parametrize(("up_ms", "held"), [(30, True), (10_000_000, False)])
+def test_an_outage_that_a_step_back_hides_is_held_all_the_same(log: Stepped, up_ms: int, held: bool) -> None:
+    """Seven seconds look like three: only what the owner says of its appends tells."""
+    log.up_ms = up_ms
+    log.off = -4_000
+    log.ticks(12_000, 12_010, 12_020)
+    assert len(log.seen.alarms) == 1
+    assert log.engine.sessions.hold.on is held
+    log.touch_and_go_on(12_500, age_ms=2_000, since_ms=4_000)
+    assert log.seen.endings == []
+
+
 def test_an_outage_of_several_silences_is_no_step(log: Stepped) -> None:
     """Each record keeps the instant at which it was appended, not that of the decision."""
     log.up_ms = 0

@@ -88,6 +88,7 @@ class PartitionEngine(RecordMeanings):
         self._decided = False  # the records being applied have waited, and it is decided how:
         self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
         self._append: int | None = None  # append time of the last applied record; None before the first
+        self._stepped = False  # the tick that is to be applied next has decided that there was a step
         self._restamp = False  # a decision has just changed what stamp an append time gives, also the present one
         self._append_before: int | None = None  # of the last that had another
         self._judge_as_usual()
@@ -283,11 +284,15 @@ class PartitionEngine(RecordMeanings):
             self._restamp = decision is not None and (decision.alarm is not None or doubtful)
             if decision is not None and decision.alarm is not None:
                 self._alarm(decision.alarm)
+                self._stepped = True
                 if doubtful:
                     sessions.cap(decision.stamp)
                     self.stamp = min(self.stamp, decision.stamp)
             if doubtful and decision is not None and not self._decided:
                 self._judge_as_usual()
+        if self._stepped:
+            self._stepped = False
+            sessions.hold.stepped(self.stamp, record.up_ms)
         sessions.time = self.clock.time
         return True
 
@@ -325,6 +330,7 @@ class PartitionEngine(RecordMeanings):
             self._clock_stands = True
             self._run(records[:-1])
             self.clock = outcome.clock  # the last one is the tick that decided: log time moves with it
+            self._stepped = True
             self._run(records[-1:])
         else:
             if decision is None and outcome.suspicious:

@@ -18,6 +18,9 @@ before the jump. A tick that lay in a client through the outage would claim that
 that it was acknowledged within a second. From the first tick on the hold has an end, `jump + gap_grace_ms`, whatever
 comes out; before that tick it has none. A new jump starts anew. A hold is on for stamps below its end.
 
+A step of the broker's clock may hide an outage, or most of it. So a hold begins also where one is taken out, by a tick
+of an owner whose appends have not worked for as long as a hold lasts.
+
 What was delayed is known by time alone: an idle ending whose instant (due + grace) is not after `held_through`, the
 stamp of the last record inside the hold, would have been settled by some earlier record.
 """
@@ -94,6 +97,15 @@ class Hold:
                 self.ended_at = -1
             return shown
         return False
+
+    def stepped(self, stamp: int, up_ms: int) -> None:
+        """Take in that a step of the broker's clock was taken out at this stamp, by a tick with this `up_ms`.
+
+        Stamps do not tell then how long the log had been away. Only an owner whose appends have worked since before all
+        that a hold waits for shows that it was not.
+        """
+        if up_ms < self.gap_grace_ms:
+            self.phase, self.jump_at, self.before_at = "outage", stamp, stamp
 
     def save(self) -> dict[str, object]:
         """Return the state for a checkpoint."""
