@@ -66,7 +66,11 @@ def check_truth(world: World, endings: dict[str, dict[str, Any]]) -> None:
         world.counts[f"ended: {ending['cause']}"] += 1
         world.counts["ended: held"] += ending["held"]
         decided = world.broker.activity[partition][ending["evidence"]["offset"]].t
-        stepped = any(world.plan.leaders["activity"][partition] == step.broker for step in world.plan.clock_steps)
+        # What was forwarded has its age by the clock of the partition where it was found.
+        stepped = any(
+            person.scattered or world.plan.leaders["activity"][partition] == step.broker
+            for step in world.plan.clock_steps
+        )
         _check_not_early(world, person, ending, decided, stepped=stepped)
         _check_not_late(world, person, ending, decided)
         plain = not world.plan.clock_steps and len(world.adopted_at) == 1
