@@ -163,6 +163,7 @@ class Group:
         self._world.at(self._world.now + WAITS_MS, let_go)
 
     def _give(self, number: int, process: Process) -> None:
+        process = self._members.get(process.worker, process)  # it may have died since, and have found its place again
         self.assigned[number] = process
         process.later(self._rng.uniform(5, 200), lambda: self._take(number, process))
 
