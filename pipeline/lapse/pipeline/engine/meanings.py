@@ -8,6 +8,7 @@ record is applied.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import orjson
@@ -47,7 +48,7 @@ ORDER_SKEW_MS = 1_000
 _SessionActivity = SessionStarted | SessionTouched | SessionRefreshed | SessionElevated | SessionClosed
 
 
-class RecordMeanings:
+class RecordMeanings(ABC):
     """The half of `PartitionEngine` that knows what records mean; the other (core.py) says when they are applied."""
 
     def __init__(self, settings: EngineSettings, clock: LogClock) -> None:
@@ -67,9 +68,9 @@ class RecordMeanings:
         self._value: bytes | None = None
         self._entries_of, self._entries_done = -1, 0  # a packed record of which so many entries were applied
 
+    @abstractmethod
     def _tick(self, record: ClockTick) -> bool:
         """Let a valid tick move log time; return False for one of a former owner."""
-        raise NotImplementedError
 
     def _other(self, stamp: int) -> None:
         """Read the present record with the models, settle, and apply it."""
