@@ -11,12 +11,14 @@ from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 import orjson
+import pytest
 from aiokafka import ConsumerRecord
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata, TopicPartition
 
 from lapse.pipeline.engine import Checkpoint, PartitionEngine
 from lapse.pipeline.engine.snapshot import MARKER_KEY
+from lapse.pipeline.processor import partition as partition_module
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.copies import Copier
@@ -55,11 +57,13 @@ class HeldOutlet:
         self.reached = asyncio.Event()
         self.taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stands = Acknowledgement()
+        self.sent: list[tuple[int, bytes]] = []
         self._offset = 0
 
     async def send(
         self, topic: str, partition: int, value: bytes, key: bytes | None = None
     ) -> asyncio.Future[RecordMetadata]:
+        self.sent.append((partition, value))
         if b'"session.ended"' in value:
             self.reached.set()
             await self.taken
@@ -98,11 +102,17 @@ LOGIN_AND_LOGOUT = [record(0, type="session.started"), record(1, type="session.c
 
 
 def owned(
-    outlet: HeldOutlet, writer: KeptWriter, faults: list[BaseException], interval_ms: int = 60_000
+    outlet: HeldOutlet,
+    writer: KeptWriter,
+    faults: list[BaseException],
+    interval_ms: int = 60_000,
+    *,
+    partitions: int = 1,
+    caught_up_at: int = 0,
 ) -> OwnedPartition:
     key, control = KEY.encode(), cast(Outlet, outlet)
-    settings = SETTINGS.model_copy(update={"checkpoint_interval_ms": interval_ms})
-    engine = PartitionEngine(engine_settings(SETTINGS, key, 0))
+    settings = SETTINGS.model_copy(update={"checkpoint_interval_ms": interval_ms, "partitions": partitions})
+    engine = PartitionEngine(engine_settings(settings, key, 0))
     metrics = Metrics()
     parts = WorkerParts(
         settings=settings,
@@ -116,7 +126,7 @@ def owned(
         reach=lambda _: None,
         pace=CheckpointPace(interval_ms / 1000),
     )
-    restored = Restored(engine, cast(StateWriter, writer), 0, True, None)
+    restored = Restored(engine, cast(StateWriter, writer), caught_up_at, True, None)
     return OwnedPartition(0, restored, parts, fault=faults.append, lost=lambda _: None)
 
 
@@ -168,3 +178,20 @@ async def test_no_checkpoint_follows_one_whose_effects_were_not_acknowledged() -
     assert writer.written == []
     assert len(faults) == 1
     assert isinstance(faults[0], RuntimeFault)
+
+
+async def test_a_checkpoint_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were an acknowledgement lost that nothing else watches over, no ending would come any more, and nobody know."""
+    monkeypatch.setattr(partition_module, "_EFFECTS_DEADLINE_S", 0.1)
+    outlet, writer, faults = HeldOutlet(), KeptWriter(), list[BaseException]()
+    partition = owned(outlet, writer, faults, interval_ms=100)
+    partition.start()
+    outlet.taken.set_result(None)
+    await partition.offer(LOGIN_AND_LOGOUT)
+    async with asyncio.timeout(10):
+        while not faults:  # noqa: ASYNC110  # a list, which tells nobody
+            await asyncio.sleep(0.01)
+    assert "offset 2 has waited" in str(faults[0])
+    assert isinstance(faults[0], RuntimeFault)
+    assert await partition.close(checkpoint=True, deadline_s=10)
+    assert writer.written == []

@@ -239,7 +239,7 @@ class Core:
 
     def _offsets(self) -> Mapping[int, int]:
         owned = {number: slot.partition for number, slot in self._slots.items()}
-        return {number: one.offset for number, one in owned.items() if one is not None}
+        return {number: one.next_offset for number, one in owned.items() if one is not None}
 
     def _engine_numbers(self) -> Mapping[int, tuple[int, Mapping[str, int]]]:
         owned = {number: slot.partition for number, slot in list(self._slots.items())}

@@ -68,9 +68,9 @@ class Forwarder:
         Raises:
             RuntimeFault: the producer has failed.
         """
+        await self._log_time.wait_known()  # before any is taken out: `waiting` is what asks for the tick that tells it
         while True:
             one, stands = await self._waiting.get()
-            await self._log_time.wait_known()
             sent = await self._send(one)
             sent.add_done_callback(partial(_pass_on, stands))
 

@@ -3,7 +3,10 @@
 Five tasks: one applies input in batches (steps 1 and 2 of the order of effects, core.py), one ticks, one forwards,
 one checkpoints (steps 3 and 4), one trims. `_lock` is held from the moment a batch is applied until all its effects are
 handed over, so that a cut is always of an exact input offset with all that came before it published. `_checkpointing`
-is held through a checkpoint, so that there is one at a time and none is torn by the end of the ownership.
+is held through a checkpoint, so that there is one at a time and none is torn by the end of the ownership. `_writing` is
+held through a transaction alone, a checkpoint's or a claim's. Who holds one of the first two may wait for ticks: a
+forwarded record waits for an estimate of log time, a checkpoint for that record, and a batch for room among such. So
+nothing on the way to a tick takes either of them.
 
 Input must be without holes. Faust may bring what it had fetched before a rebalance, or lose it; so what is missing
 between the engine's offset and a batch is read back from the log first, and what is below is dropped by the engine.
@@ -33,7 +36,7 @@ from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.metrics import Metrics
-from lapse.pipeline.processor.outlet import Outlet, acknowledged
+from lapse.pipeline.processor.outlet import DELIVERY_DEADLINE_S, Outlet, acknowledged
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
 from lapse.pipeline.processor.reading import holds_records, read_range
@@ -42,7 +45,7 @@ from lapse.pipeline.processor.ticks import Ticker
 from lapse.pipeline.processor.trimming import Trimmer
 from lapse.pipeline.processor.turns import Turns
 from lapse.pipeline.settings import Settings
-from lapse.schemas import InvariantError, TopicNames, catalogue
+from lapse.schemas import InvariantError, RuntimeFault, TopicNames, catalogue
 
 __all__ = ["OwnedPartition", "WorkerParts"]
 
@@ -51,6 +54,10 @@ _log = structlog.get_logger("lapse.processor")
 # Batches that wait to be applied; then Faust's agent waits, and Faust stops fetching. A batch has at most the 20,000
 # records of a poll; two keep the partition busy while the next is fetched.
 _INBOX_BATCHES: Final = 2
+
+# What an outlet was given stands or has failed after DELIVERY_DEADLINE_S; a forwarded record may wait for a tick first,
+# which is given as long. Beyond both, something waits that nothing will complete.
+_EFFECTS_DEADLINE_S: Final = 2 * DELIVERY_DEADLINE_S
 
 # If nothing comes for so long before the partition has caught up, what is left may be only markers of transactions.
 _QUIET_S: Final = 3.0
@@ -94,6 +101,7 @@ class OwnedPartition:
         self._lost = lost
         self._lock = asyncio.Lock()
         self._checkpointing = asyncio.Lock()
+        self._writing = asyncio.Lock()
         # Whether a batch or a checkpoint was left in the middle: then only a restore brings a whole state back.
         self._torn = False
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
@@ -126,8 +134,9 @@ class OwnedPartition:
         )
 
     @property
-    def offset(self) -> int:
-        return self._engine.offset
+    def next_offset(self) -> int:
+        """The next input offset to read. Also while records wait for the clock to decide, it moves on."""
+        return self._engine.next_offset
 
     @property
     def live_sessions(self) -> int:
@@ -169,7 +178,7 @@ class OwnedPartition:
         try:
             async with asyncio.timeout(deadline_s), self._checkpointing:
                 async with self._lock:
-                    self._cancel("apply", "tick", "checkpoint")
+                    self._cancel("apply", "checkpoint")  # ticks go on: what is to be forwarded may wait for one
                 if checkpoint:
                     await self._checkpoint(deadline_s)
         except TimeoutError:
@@ -207,6 +216,7 @@ class OwnedPartition:
             if effects.endings:
                 self._parts.reach(failpoints.BEFORE_PUBLISH)
             await self._publisher.publish(effects, first_out=leave)  # 2
+        self._moved.set()  # before a forwarded record may have to wait for a tick, which catching up then asks for
         for forward in effects.forwards:
             self._publisher.depends_on(await self._forwarder.forward(forward))
         for alarm in effects.alarms:
@@ -222,7 +232,6 @@ class OwnedPartition:
         await self._publisher.watermark(engine.watermark(), engine.clock_offset_ms)
         self._parts.metrics.applied(len(records))
         self._bounds.look(engine.counters, clocks.mono_ms())
-        self._moved.set()
         self._ticker.engine_moved()
 
     def _disciplined(self, mono_ms: float) -> float | None:
@@ -260,7 +269,7 @@ class OwnedPartition:
             Fenced: another owner has begun.
             RuntimeFault: the claim did not come through.
         """
-        async with self._checkpointing:
+        async with self._writing:
             self._claimed = max(self._claimed, self._engine.epoch) + 1
             offset, revocations = self._saved
             claim = Checkpoint(offset, [(EPOCH_KEY, b"%d" % self._claimed)])
@@ -320,10 +329,18 @@ class OwnedPartition:
                 f"partition {self.number} went back from offset {self._saved[0]} to {checkpoint.offset}"
             )
         with self._whole_or_torn():
-            await acknowledged(unacknowledged)  # 3
+            try:
+                async with asyncio.timeout(_EFFECTS_DEADLINE_S):
+                    await acknowledged(unacknowledged)  # 3
+            except TimeoutError:
+                raise RuntimeFault(
+                    f"partition {self.number}: a checkpoint at offset {checkpoint.offset} has waited "
+                    f"{_EFFECTS_DEADLINE_S:.0f} s for its effects to stand in their logs. Start the worker again"
+                ) from None
             self._parts.reach(failpoints.AFTER_ACK_BEFORE_COMMIT)
-            await self._writer.write(checkpoint, revocations, deadline_s)  # 4
-        self._saved = (checkpoint.offset, revocations)
+            async with self._writing:
+                await self._writer.write(checkpoint, revocations, deadline_s)  # 4
+                self._saved = (checkpoint.offset, revocations)
         self._parts.metrics.checkpointed((clocks.mono_ms() - began_ms) / 1000, len(checkpoint.records))
 
     @contextmanager
