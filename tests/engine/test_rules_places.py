@@ -6,10 +6,13 @@ the stamp it had there.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 
+from lapse.pipeline.engine import meanings
 from lapse.schemas import Cause, partition_of
 
 from tests.engine.records import (
@@ -300,3 +303,29 @@ def test_an_activity_of_a_revoked_session_is_forwarded_if_its_subject_belongs_el
     assert len(effects.forwards) == 1
     assert effects.endings == []
     assert len(p.add(20, touched(subject=HERE)).endings) == 1
+
+
+def test_what_only_workers_write_is_passed_over_in_a_packed_record() -> None:
+    """Like any field that a packed record does not have: its entries are forwarded all the same."""
+    p = two()
+    said = packed(entry("a", subject=THERE), entry("b", subject=HERE)) | {"forwarded": [1, 7, None, at(0)]}
+    effects = p.add(5000, said)
+    assert [one.record["session"] for one in effects.forwards] == [ref("a")]
+    assert effects.dead_letters == []
+    assert p.last_seen("b") == 5000
+
+
+def test_a_packed_record_is_read_once_however_many_entries_are_misplaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a few records of 500 entries would hold up a worker's loop for seconds."""
+    reads = 0
+
+    def loads(value: bytes) -> Any:
+        nonlocal reads
+        reads += 1
+        return orjson.loads(value)
+
+    p = two()
+    monkeypatch.setattr(meanings, "orjson", SimpleNamespace(loads=loads))
+    entries = [entry(f"s-{n}", subject=THERE, age_ms=n) for n in range(500)]
+    assert len(p.add(5000, packed(*entries)).forwards) == 500
+    assert reads <= 1

@@ -9,6 +9,8 @@ record is applied.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -133,7 +135,7 @@ class RecordMeanings(ABC):
     def _activity(self, record: _SessionActivity, stamp: int, sent_at: int) -> None:
         """Apply an activity of a service; `sent_at` is the stamp by which it must be in time."""
         sessions, session, subject, tenant = self.sessions, record.session, record.subject, record.tenant
-        if not self._belongs(session, subject, tenant, None):
+        if not self._belongs(session, subject, tenant, self._as_read):
             return
         table, offset = sessions.table, self._offset
         slot = table.slot_of.get(session)
@@ -168,10 +170,22 @@ class RecordMeanings(ABC):
         self.sessions.counters["ages_clamped"] += 1
         return 0 if age_ms < 0 else self.settings.age_max_ms
 
-    def _belongs(self, session: str, subject: str, tenant: str | None, entry: int | None) -> bool:
+    def _belongs(
+        self,
+        session: str,
+        subject: str,
+        tenant: str | None,
+        to_forward: Callable[[], dict[str, Any]],
+        entry: int | None = None,
+    ) -> bool:
         """Return whether the activity is for this partition's session; else forward or dead-letter it.
 
         A known session under its own subject was looked at when it came; for others the partition is computed.
+
+        Args:
+            session, subject, tenant: whose activity it is.
+            to_forward: gives the record that would be forwarded.
+            entry: which of a packed record it is.
         """
         table = self.sessions.table
         slot = table.slot_of.get(session)
@@ -180,7 +194,7 @@ class RecordMeanings(ABC):
             return True
         partition = partition_of(subject, tenant, self.settings.partitions)
         if partition != self.settings.partition:
-            self._forward(partition, entry)
+            self._forward(partition, to_forward(), entry)
             return False
         if live:
             self._dead_letter(
@@ -196,15 +210,14 @@ class RecordMeanings(ABC):
 
     # Records of other partitions
 
-    def _forward(self, partition: int, entry: int | None) -> None:
+    def _as_read(self) -> dict[str, Any]:
         record: dict[str, Any] = orjson.loads(self._value)  # type: ignore[arg-type]  # it has been read before
+        record.pop("mac", None)
+        return record
+
+    def _forward(self, partition: int, record: dict[str, Any], entry: int | None) -> None:
         if record.get("forwarded") is not None:
             raise BadRecord(f"forwarded to partition {self.settings.partition}, but its subject belongs to {partition}")
-        if entry is not None:
-            row = dict(zip(PackedRow.__struct_fields__, record["touches"][entry], strict=False))
-            row = {name: value for name, value in row.items() if value is not None}
-            record = {"type": "session.touched", "service": record["service"], **row}
-        record.pop("mac", None)
         record["forwarded"] = [self.settings.partition, self._offset, entry, self.stamp]
         self.sessions.effects.forwards.append(Forward(partition, record, self.stamp))
 
@@ -263,7 +276,7 @@ class RecordMeanings(ABC):
         if row.tenant is not None and "/" in row.tenant:
             self._dead_letter(f"touches[{index}].tenant: must not contain '/'", index)
             return
-        if not self._belongs(row.session, row.subject, row.tenant, index):
+        if not self._belongs(row.session, row.subject, row.tenant, partial(_unpacked, row, service), index):
             return
         sessions = self.sessions
         slot = sessions.table.slot_of.get(row.session)
@@ -291,3 +304,9 @@ class RecordMeanings(ABC):
         self.sessions.effects.dead_letters.append(
             DeadLetter.of(settings.topic, settings.partition, self._offset, self._value, reason, entry)
         )
+
+
+def _unpacked(row: PackedRow, service: str) -> dict[str, Any]:
+    """Return the touch that an entry of a packed record stands for, as a record of its own."""
+    given = {name: value for name in PackedRow.__struct_fields__ if (value := getattr(row, name)) is not None}
+    return {"type": "session.touched", "service": service, **given}
