@@ -3,7 +3,8 @@
 Method: `golden/state-v<version>.json` holds the records of lapse.state as a released version wrote them, with what they
 mean. The engine must restore each to that meaning for as long as the version is to be read. A file is written once, by
 `REWRITE=1 pytest tests/engine/test_golden_state.py` while its version is not yet released; afterwards a change of the
-format takes a new version, and a file beside the old one.
+format takes a new version, and a file beside the old one. So does what is added that workers
+of before read over: `state-v1.1.json` has the offset of the last applied record besides.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lapse.pipeline.engine import EngineSettings, PartitionEngine
 from lapse.schemas import InvariantError, sign
 
 GOLDEN = Path(__file__).parent / "golden"
-CURRENT = GOLDEN / "state-v1.json"
+CURRENT = GOLDEN / "state-v1.1.json"
 KEY = b"a key of golden files, 32 bytes.."
 TOPIC = "lapse.activity"
 START = 1_767_225_600_000
@@ -140,6 +141,12 @@ def read(path: Path) -> tuple[dict[bytes, bytes | None], Any]:
 def test_each_version_that_was_written_is_read(path: Path) -> None:
     records, must = read(path)
     assert json.loads(json.dumps(meaning(restored(records)))) == must
+
+
+def test_a_state_that_does_not_name_its_last_record_means_the_one_below_its_offset() -> None:
+    engine = restored(read(GOLDEN / "state-v1.json")[0])
+    assert engine.applied is not None
+    assert engine.applied[0] == engine.offset - 1
 
 
 def test_what_is_written_is_what_the_golden_file_says() -> None:

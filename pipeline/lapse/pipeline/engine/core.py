@@ -87,7 +87,8 @@ class PartitionEngine(RecordMeanings):
         self._waiting: Waiting[LogRecord] | None = None
         self._decided = False  # the records being applied have waited, and it is decided how:
         self._clock_stands = False  # without the clock being shown them: one that has read them takes its place
-        self._append: int | None = None  # append time of the last applied record; None before the first
+        self._applied: int | None = None  # offset and append time of the last applied record; None before the first
+        self._append: int | None = None
         self._stepped = False  # the tick that is to be applied next has decided that there was a step
         self._restamp = False  # a decision has just changed what stamp an append time gives, also the present one
         self._append_before: int | None = None  # of the last that had another
@@ -114,9 +115,9 @@ class PartitionEngine(RecordMeanings):
         return self.sessions.table.live
 
     @property
-    def append(self) -> int | None:
-        """The append time of the last applied record, as the broker gave it; None before the first."""
-        return self._append
+    def applied(self) -> tuple[int, int] | None:
+        """Offset and append time of the last applied record, as the broker gave them; None before the first."""
+        return None if self._applied is None or self._append is None else (self._applied, self._append)
 
     @property
     def waiting(self) -> int:
@@ -164,6 +165,8 @@ class PartitionEngine(RecordMeanings):
                 return self._begin_to_wait(records[done:])
             applied, waits = self._apply_run(run)
             done += applied
+            if applied:
+                self._applied = run[applied - 1].offset
             if waits:
                 if applied == 0:
                     self._append = self._append_before
@@ -353,6 +356,10 @@ class PartitionEngine(RecordMeanings):
     def cut(self) -> Checkpoint:
         """Return what has changed since the last cut, as of `offset`, and start counting anew."""
         return save_snapshot(self)
+
+    def load_applied(self, offset: int, append: int | None) -> None:
+        """Take back which record was applied last; `append` is None where there was none."""
+        self._applied, self._append = None if append is None else offset, append
 
     @classmethod
     def restore(cls, settings: EngineSettings, records: Iterable[tuple[bytes, bytes | None]]) -> PartitionEngine | None:

@@ -44,7 +44,8 @@ def save_snapshot(engine: PartitionEngine) -> Checkpoint:
     marker = {
         "version": _VERSION,
         "offset": engine.offset,
-        "append": engine.append,
+        "append": None if engine.applied is None else engine.applied[1],
+        "applied": None if engine.applied is None else engine.applied[0],
         "stamp": engine.stamp,
         "epoch": engine.tick_epoch,
         "raised": engine.raised,
@@ -101,7 +102,8 @@ def _load(engine: PartitionEngine, latest: dict[bytes, bytes | None], marker: di
     sessions.cutoffs.dirty.clear()
     sessions.hold.load(marker["hold"])
     engine.next_offset, engine.tick_epoch, engine.stamp = marker["offset"], marker["epoch"], marker["stamp"]
-    engine._append = marker["append"]  # the snapshot is the engine's other half
+    # Markers of before have no `applied`: then it is the offset below, which is wrong only where a transaction ended.
+    engine.load_applied(marker.get("applied", marker["offset"] - 1), marker["append"])
     engine.raised = tuple(marker["raised"])
     engine.clock.load(marker["clock"])
     engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}

@@ -39,6 +39,10 @@ _LOOKS: Final = 3
 _LOOK_AGAIN_S: Final = 5.0
 
 
+InputState = tuple[int, tuple[int, int] | None]
+"""See `check_input`."""
+
+
 @asynccontextmanager
 async def consuming(bootstrap: str, name: str, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
     """Give a started consumer of no group.
@@ -81,7 +85,7 @@ async def read_to_end(
             batches = await consumer.getmany(*left, timeout_ms=_POLL_MS)
             for tp, records in batches.items():
                 yield tp.partition, records
-            done = {tp for tp in left if await consumer.position(tp) >= ends[tp]}
+            done = {tp for tp in left if await patience.position(consumer, tp) >= ends[tp]}
             patience.check(progress=bool(batches or done))
             left -= done
 
@@ -111,14 +115,14 @@ async def read_range(
             raise _deleted(tp, begins, start)
         consumer.seek(tp, max(begins, start))
         patience = _Patience(f"{name}: {tp.topic}-{tp.partition}")
-        while await consumer.position(tp) < stop:
+        while await patience.position(consumer, tp) < stop:
             records = (await consumer.getmany(tp, timeout_ms=_POLL_MS)).get(tp, [])
             found += [record for record in records if record.offset < stop]
             patience.check(progress=bool(records))
     return found
 
 
-async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int, tuple[int, int | None]]) -> None:
+async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int, InputState]) -> None:
     """Refuse to go on with a log that is not the one, or not the whole one, that the states are of.
 
     A topic that was deleted and made anew begins at 0 again, and its records are taken for the old ones' successors. It
@@ -129,7 +133,8 @@ async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int
         bootstrap: servers, host:port, comma separated.
         name: the client id.
         topic: of the activity.
-        states: by partition: the next offset to apply, and the append time of the record before it.
+        states: by partition: the next offset to apply; offset and append time of the last record that was applied, or
+            None. Between the two there may be holes, where transactions ended.
 
     Raises:
         RuntimeFault: the broker fails; records beyond the state were deleted; the topic was made anew.
@@ -142,7 +147,7 @@ async def check_input(bootstrap: str, name: str, topic: str, states: Mapping[int
     return await _look_at_input(bootstrap, name, topic, states)
 
 
-async def _look_at_input(bootstrap: str, name: str, topic: str, states: Mapping[int, tuple[int, int | None]]) -> None:
+async def _look_at_input(bootstrap: str, name: str, topic: str, states: Mapping[int, InputState]) -> None:
     tps = {TopicPartition(topic, number): state for number, state in states.items()}
     if not tps:
         return
@@ -150,29 +155,28 @@ async def _look_at_input(bootstrap: str, name: str, topic: str, states: Mapping[
         consumer.assign(list(tps))
         begins = await consumer.beginning_offsets(list(tps))
         ends = await consumer.end_offsets(list(tps))
-        waiting: dict[TopicPartition, int] = {}
-        for tp, (offset, append) in tps.items():
+        waiting: dict[TopicPartition, tuple[int, int]] = {}
+        for tp, (offset, applied) in tps.items():
             if ends[tp] < offset:
                 raise another_log(topic, tp.partition, offset, f"it ends at offset {ends[tp]}")
             if begins[tp] > offset:
                 raise _deleted(tp, begins[tp], offset)
-            if begins[tp] < offset and append is not None:
-                consumer.seek(tp, offset - 1)
-                waiting[tp] = append
+            if applied is not None and begins[tp] <= applied[0]:
+                consumer.seek(tp, applied[0])
+                waiting[tp] = applied
         patience = _Patience(f"{name}: {topic}")
         while waiting:
             batches = await consumer.getmany(*waiting, timeout_ms=_POLL_MS, max_records=len(waiting))
             for tp, records in batches.items():
-                offset, append = tps[tp]
-                if (records[0].offset, records[0].timestamp) != (offset - 1, append):
+                last, append = waiting.pop(tp)
+                if (records[0].offset, records[0].timestamp) != (last, append):
                     raise another_log(
                         topic,
                         tp.partition,
-                        offset,
+                        tps[tp][0],
                         f"offset {records[0].offset} is of {records[0].timestamp}, "
-                        f"the state's last record, {offset - 1}, at {append}",
+                        f"the state's last record, {last}, at {append}",
                     )
-                del waiting[tp]
             patience.check(progress=bool(batches))
 
 
@@ -187,7 +191,7 @@ async def holds_records(bootstrap: str, name: str, tp: TopicPartition, start: in
         begins = (await consumer.beginning_offsets([tp]))[tp]
         consumer.seek(tp, max(begins, start))
         patience = _Patience(f"{name}: {tp.topic}-{tp.partition}")
-        while await consumer.position(tp) < stop:
+        while await patience.position(consumer, tp) < stop:
             records = (await consumer.getmany(tp, timeout_ms=_POLL_MS, max_records=1)).get(tp, [])
             if records:
                 return bool(records[0].offset < stop)
@@ -254,4 +258,16 @@ class _Patience:
         if progress:
             self._deadline = now + READ_DEADLINE_S
         elif now > self._deadline:
-            raise RuntimeFault(f"{self._what}: nothing could be read for {READ_DEADLINE_S:.0f} s")
+            raise self._fault()
+
+    async def position(self, consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
+        """Return the consumer's position, which the client itself would wait for without end."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                position: int = await consumer.position(tp)
+                return position
+        except TimeoutError:
+            raise self._fault() from None
+
+    def _fault(self) -> RuntimeFault:
+        return RuntimeFault(f"{self._what}: nothing could be read for {READ_DEADLINE_S:.0f} s")

@@ -112,7 +112,7 @@ async def restore(
             revocations = positions.get(TopicPartition(topics.revocations, number))
             restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks, claimed)
             await asyncio.sleep(0)  # A large state takes some 100 ms to build; let other partitions' ticks through.
-        states = {number: (one.engine.offset, one.engine.append) for number, one in restored.items() if not one.fresh}
+        states = {number: (one.engine.offset, one.engine.applied) for number, one in restored.items() if not one.fresh}
         await check_input(settings.kafka, f"{settings.group}-restore", topics.activity, states)  # 5
     except BaseException:
         await asyncio.gather(*(writer.stop() for writer in writers.values()))
