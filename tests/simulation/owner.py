@@ -9,8 +9,10 @@ of effects with the numbers of pipeline/lapse/pipeline/processor/core.py.
 3. At a checkpoint cut the changed state; wait for the acknowledgement of all that was handed over before.
 4. In a transaction under the partition's id: state, marker, positions.
 
-Between 1 and the end of 2 no cut is made (`_busy`), and one checkpoint is under way at a time. The process can die or
-stand still at each step (`Process.reach`).
+Between 1 and the end of 2 no cut is made (`_busy`), one checkpoint is under way at a time (`_checkpointing`, also while
+it waits for the end of 2), and one transaction (`_writing`). What is to be forwarded waits in a queue until there is an
+estimate of log time, and where that is full, 2 waits. The process can die or stand still at each step
+(`Process.reach`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["Owner"]
 
 CHECKPOINT_MS = 2_000.0
+FORWARDS_MAX = 3
+"""So many records wait to be forwarded; real ones are more, and come from larger logs."""
+CATCHING_UP_MS = (15, 1_500)
+"""The longest that a read takes before all is read: some logs are so long that checkpoints come meanwhile."""
 CLOSING_MS = 15_000.0
 """So long the group waits for a last checkpoint."""
 
@@ -61,7 +67,8 @@ class Owner:
         self.ticking = Ticking(self)
         self.unacknowledged: list[Sent | None] = []
         self._forwards: list[tuple[Forward, int]] = []
-        self._reading = self._busy = self._checkpointing = False
+        self._reading = self._busy = self._checkpointing = self._writing = False
+        self._catching_up_ms = self._rng.choice(CATCHING_UP_MS)
         self._waiter: Callable[[], None] | None = None
         self._as_of = -1
         self._next_watermark_ms = process.mono()
@@ -111,7 +118,8 @@ class Owner:
         """Records may have come."""
         if not self._reading and self.engine is not None:
             self._reading = True
-            self._later(self._rng.uniform(1, 15), self._read)
+            behind = self.engine.next_offset < self.caught_up_at
+            self._later(self._rng.uniform(1, self._catching_up_ms if behind else 15), self._read)
 
     def _read(self) -> None:
         if not self._when_there(self._read):
@@ -137,10 +145,17 @@ class Owner:
         self._hand_over("violations", effects.violations)
         if effects.dead_letters:
             self._hand_over("dead-letters", effects.dead_letters)
-        for forward in effects.forwards:
-            self._forwards.append((forward, len(self.unacknowledged)))
+        self._forward(effects, list(effects.forwards))
+
+    def _forward(self, effects: Effects, left: list[Forward]) -> None:
+        while left and len(self._forwards) < FORWARDS_MAX:
+            self._forwards.append((left.pop(0), len(self.unacknowledged)))
             self.unacknowledged.append(None)
-        self.flush_forwards()
+            self.flush_forwards()
+        if left:
+            self._caught_up()
+            self._later(5, lambda: self._forward(effects, left))
+            return
         self._watermark()
         if effects.endings or effects.forwards:
             self._reach("published", self._published)
@@ -213,10 +228,10 @@ class Owner:
 
     def claim(self, then: Callable[[int], None]) -> None:
         """Save the epoch to tick under, under the fence, then go on with it."""
-        if self._checkpointing:
+        if not self.may_claim():
             self._later(5, lambda: self.claim(then))
             return
-        self._checkpointing = True
+        self._writing = True
         self.claimed = max(self.claimed, self.engine.epoch) + 1
         records: list[tuple[bytes, bytes | None]] = [(EPOCH_KEY, b"%d" % self.claimed)]
 
@@ -225,10 +240,14 @@ class Owner:
                 self._later(self._rng.uniform(1, 20), heard)
 
         def heard() -> None:
-            self._checkpointing = False
+            self._writing = False
             then(self.claimed)
 
         self._reach("claimed", lambda: self._later(self._rng.uniform(1, 20), write))
+
+    def may_claim(self) -> bool:
+        """Return whether an epoch can be claimed now: a checkpoint that only waits is not in the way."""
+        return not self._writing
 
     # 3 and 4
 
@@ -238,14 +257,21 @@ class Owner:
 
     def checkpoint(self, then: Callable[[], None]) -> None:
         """Make the state durable if it has changed, and go on."""
-        if self._busy or self._checkpointing:
+        if self._checkpointing:
             self._later(5, lambda: self.checkpoint(then))
+            return
+        self._checkpointing = True
+        self._cut(then)
+
+    def _cut(self, then: Callable[[], None]) -> None:
+        if self._busy:
+            self._later(5, lambda: self._cut(then))
             return
         revocations = self.process.copier.copied(self.number)
         if self.saved == (self.engine.offset, revocations):
+            self._checkpointing = False
             then()
             return
-        self._checkpointing = True
         cut = self.engine.cut()  # 3
         self.flush_forwards()
         handed_over, self.unacknowledged = self.unacknowledged, []
@@ -277,6 +303,13 @@ class Owner:
         return acknowledged
 
     def _write(self, cut: Checkpoint, revocations: int, then: Callable[[], None]) -> None:
+        def begin() -> None:
+            if self._writing:
+                self._later(5, begin)
+                return
+            self._writing = True
+            self._later(self._rng.uniform(1, 20), write)
+
         def write() -> None:
             if self._when_there(write) and self._fenced_or(
                 lambda b: b.write(self.number, self.epoch_of_id, cut.records)
@@ -293,11 +326,11 @@ class Owner:
                 self._reach("committed", lambda: self._later(self._rng.uniform(1, 20), heard))
 
         def heard() -> None:
-            self._checkpointing = False
+            self._checkpointing = self._writing = False
             self.saved = (cut.offset, revocations)
             then()
 
-        self._later(self._rng.uniform(1, 20), write)
+        begin()
 
     def position(self, cut: Checkpoint) -> int:
         """Return the position in the input that is committed with a checkpoint."""
@@ -335,8 +368,7 @@ class Owner:
                 self.end()
                 then()
 
-        self._reading = True  # no more
-        self.ticking.stop()
+        self._reading = True  # no more; ticks go on, for what waits to be forwarded
         self.process.later(CLOSING_MS, done)
         if self.engine is None:
             done()

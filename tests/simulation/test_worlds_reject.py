@@ -6,7 +6,8 @@ a broker that refuses nobody; and rules that are wrong in engine and replay alik
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from lapse.pipeline.engine.append_clock import AppendClock
 
 from tests.simulation.broker import Broker
 from tests.simulation.owner import Owner
-from tests.simulation.plan import Plan
+from tests.simulation.plan import Crash, Plan
 from tests.simulation.runs import Failure, run_plan
 from tests.simulation.test_checks_reject import StateRecord, Wrong
 from tests.simulation.ticking import Ticking
@@ -26,11 +27,11 @@ from tests.simulation.world import World
 SEEDS_MAX = 200
 
 
-def _found(**kinds: Any) -> str:
+def _found(plan_of: Callable[[int], Plan] = Plan.of, **kinds: Any) -> str:
     """Return by which check what is wrong is found; none: it is not."""
     for seed in range(SEEDS_MAX):
         try:
-            run_plan(Plan.of(seed), **kinds)
+            run_plan(plan_of(seed), **kinds)
         except Failure as failure:
             return str(failure).split(":")[2].strip()
     return "none"
@@ -131,18 +132,54 @@ class _SameEpoch(Ticking):
         super()._claimed(max(epoch - 1, 0))
 
 
+class TakesARecordInHand(Owner):
+    """An owner whose one misplaced record asks for no tick, and a checkpoint that waits for it keeps the tick away."""
+
+    @property
+    def waits_to_forward(self) -> bool:
+        return len(self._forwards) > 1
+
+    def may_claim(self) -> bool:
+        return not self._checkpointing and super().may_claim()
+
+
+class WaitsForRoomInSilence(Owner):
+    """An owner that asks for a tick only after a batch, and whose batch may wait for one: for room in the queue."""
+
+    def _caught_up(self) -> None:
+        if not self._busy:
+            super()._caught_up()
+
+
+def _one_misplaced(seed: int) -> Plan:
+    """Draw an estate with a single misplaced record, which is in the backlog of workers that start anew."""
+    plan = Plan.of(seed)
+    lone, *others = plan.people
+    lone = replace(lone, login_at=10_000, acts=(), closed_at=None, scattered=True)
+    people = (lone, *(replace(one, scattered=False) for one in others))
+    faults = tuple(Crash(10_200, worker, None, 1_000) for worker in range(plan.workers))
+    return replace(plan, people=people, faults=faults, orders=(), policies=())
+
+
 class RefusesNobody(Broker):
     def is_fenced(self, partition: int, epoch: int) -> bool:
         return False
 
 
-OWNERS = [SavesBeforeItIsAcknowledged, CommitsBeyondTheCut, KeepsItsEpoch]
+OWNERS = [SavesBeforeItIsAcknowledged, CommitsBeyondTheCut, KeepsItsEpoch, WaitsForRoomInSilence]
 
 
 @pytest.mark.parametrize("owner", OWNERS, ids=[owner.__name__ for owner in OWNERS])
 def test_a_wrong_order_of_effects_is_found(owner: type[Owner]) -> None:
     """Each step of the order of effects is needed."""
     assert _found(owner_class=owner) != "none"
+
+
+def test_a_single_misplaced_record_that_stops_its_partition_is_found() -> None:
+    """More of them would ask for the tick, and without any nothing waits."""
+    assert _found(_one_misplaced, owner_class=TakesARecordInHand) == "stuck"
+    for seed in range(20):
+        run_plan(_one_misplaced(seed))
 
 
 def test_a_broker_without_a_fence_is_found() -> None:

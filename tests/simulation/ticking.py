@@ -30,7 +30,7 @@ class Ticking:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self.epoch = -1
-        self._ticks = self._early = self._for_good = self._in_flight = self._stopped = False
+        self._ticks = self._early = self._for_good = self._in_flight = False
         self._schedule: Any = None
         self._prev_ms: int | None = None
         self._ack_ms: int | None = None
@@ -48,16 +48,10 @@ class Ticking:
             self._for_good = True
             self._begin()
 
-    def stop(self) -> None:
-        """Tick no more."""
-        self._ticks, self._for_good, self._stopped = False, True, True
-
     def _begin(self) -> None:
         self._owner.claim(self._claimed)
 
     def _claimed(self, epoch: int) -> None:
-        if self._stopped:
-            return
         self._ticks = True
         self.epoch = epoch
         self._prev_ms = self._ack_ms = None
