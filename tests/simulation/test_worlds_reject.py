@@ -27,7 +27,7 @@ from tests.simulation.world import World
 SEEDS_MAX = 200
 
 
-def _found(plan_of: Callable[[int], Plan] = Plan.of, **kinds: Any) -> str:
+def _found(plan_of: Callable[[int], Plan] = Plan.of, /, **kinds: Any) -> str:
     """Return by which check what is wrong is found; none: it is not."""
     for seed in range(SEEDS_MAX):
         try:
