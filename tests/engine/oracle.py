@@ -235,7 +235,7 @@ class Oracle:
     ) -> None:
         limits = self.limits(session)
         lives = [life for life in (limits.token_life_ms, session.token_life_ms) if life is not None]
-        deny_until = s + max(lives, default=DAY_MS)
+        deny_until = s + min(max(lives, default=DAY_MS), self.settings.session_life_max_ms)
         if limits.absolute_ms is not None:
             by_limit = session.started_at + limits.absolute_ms + self.settings.age_max_ms
             deny_until = by_limit if by_limit > s else deny_until
@@ -516,7 +516,9 @@ class Oracle:
             self.policies[policy.name] = (policy, version)
 
     def _letter(self, offset: int, entry: int | None) -> None:
-        self._effects.dead_letters.append(LetterSeen(offset, entry))
+        """Report what is bad; of one packed record the first 8 entries."""
+        if sum(letter.offset == offset for letter in self._effects.dead_letters) < 8:
+            self._effects.dead_letters.append(LetterSeen(offset, entry))
 
     # What comes next.
 

@@ -46,7 +46,7 @@ from lapse.schemas import (
     ending_id,
 )
 
-__all__ = ["REFUSED_FULL", "REFUSED_SUBJECT", "VIOLATIONS_UNREPORTED", "Sessions", "Undecided"]
+__all__ = ["REFUSED_CLASS", "REFUSED_FULL", "REFUSED_SUBJECT", "VIOLATIONS_UNREPORTED", "Sessions", "Undecided"]
 
 VIOLATORS_MAX = 64
 """Services reported as violating one session: an estate has tens, and a forged flood must not grow the state."""
@@ -55,6 +55,7 @@ VIOLATED_MAX = 100_000
 """Ended sessions with reported violations, of a partition: with one service each 12 MB, with 64 long names 2 GB."""
 
 REFUSED_FULL, REFUSED_SUBJECT = "sessions_refused_full", "sessions_refused_subject"
+REFUSED_CLASS = "sessions_refused_class"
 """Counters of what the bounds refuse: starts, adoptions, and closes of unknown sessions."""
 
 VIOLATIONS_UNREPORTED = "violations_unreported"
@@ -228,7 +229,7 @@ class Sessions:
         limits = table.classes.limits[table.class_of[slot]]
         started_at = table.started_at[slot]
         session = table.sessions[slot]
-        deny_until = stamp + limits.token_life_ms
+        deny_until = stamp + min(limits.token_life_ms, settings.session_life_max_ms)  # endings are not kept for longer
         if limits.absolute_ms is not None:
             by_limit = started_at + limits.absolute_ms + settings.age_max_ms
             # A limit that was shortened over an old session lies so far back that guards would drop the denial at once.
@@ -331,7 +332,7 @@ class Sessions:
         if slot is None or table.state[slot] == BARRED:
             self._begin(record.session, record.subject, kind, LIVE, instant, instant, stamp, offset)
         elif table.state[slot] == ADOPTED and not self._has_class(kind):
-            self.counters[REFUSED_FULL] += 1
+            self.counters[REFUSED_CLASS] += 1
             self.touch(slot, touch, stamp, sent_at)
         elif table.state[slot] == ADOPTED:
             self._count(slot, touch, stamp, sent_at)
@@ -365,8 +366,10 @@ class Sessions:
     def _has_room(self, subject: str, kind: SessionClass) -> bool:
         """Return whether one more session may be known (docs/adr/0008-bounds.md); count what is refused."""
         table, bound = self.table, self.settings.sessions_max
-        if table.live >= bound or len(table.slot_of) - table.live >= bound or not self._has_class(kind):
+        if table.live >= bound or len(table.slot_of) - table.live >= bound:
             self.counters[REFUSED_FULL] += 1
+        elif not self._has_class(kind):
+            self.counters[REFUSED_CLASS] += 1
         elif table.by_subject.has(subject, kind.tenant, self.settings.sessions_per_subject_max):
             self.counters[REFUSED_SUBJECT] += 1
         else:
