@@ -29,7 +29,7 @@ class BoundsAlarm:
         untimed = "sessions are refused: they will not be timed, and no ending will tell of them"
         self._meaning = {
             REFUSED_FULL: f"{untimed}. A flood, or LAPSE_SESSIONS_MAX={settings.sessions_max} is too small: one "
-            "partition may have so many live sessions, and remember so many ended ones. Look who reports so many new ones",
+            "partition may have so many live sessions, and remember so many ended ones. Look who reports them",
             REFUSED_SUBJECT: f"{untimed}. Somebody logs in without end, or "
             f"LAPSE_SESSIONS_PER_SUBJECT_MAX={settings.sessions_per_subject_max} is too small",
             REFUSED_CLASS: f"{untimed}. A service gives logins attributes, or a token_life_ms, that differ from login "
