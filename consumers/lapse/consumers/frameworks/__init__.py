@@ -5,4 +5,5 @@ wsgi, flask                           for threads and forked processes
 django, grpc                          for both
 identity                              whose request it is: cookie, JWT, or your own callable
 gate, marks, streams, problem         check and touch, what routes say of themselves, streams that end, the answer
+extension                             what starlette and litestar share
 """

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from lapse.pipeline.demo.walk import EndedBy, Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
+from lapse.pipeline.demo.walk import EndedBy, Expected, LogRecord, OrderedPolicy, OrderedRevocation, Rules, Walk
 from lapse.schemas import BadRecord, Cause, SessionEnded, parse_expiry, parse_policy, parse_revocation, partition_of
 
 __all__ = ["MISSED_AFTER_MS", "Finding", "Published", "RawTopics", "TopicRecord", "Verdict", "published", "recompute"]
@@ -29,17 +29,11 @@ MISSED_AFTER_MS: Final = 2_000
 long is not late, it is missing; and what is younger than that when the demo stops may still be on its way."""
 
 
-class TopicRecord(Protocol):
-    """What is read of a record; aiokafka's ConsumerRecord has it. `timestamp` is the append time."""
+class TopicRecord(LogRecord, Protocol):
+    """What is read of a record of several partitions; aiokafka's ConsumerRecord has it."""
 
     @property
     def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ _Activity = SessionStarted | SessionTouched | SessionElevated | SessionRefreshed
 
 
 class LogRecord(Protocol):
-    """What the auditor reads of a record: aiokafka's ConsumerRecord has it."""
+    """What the auditor reads of a record: aiokafka's ConsumerRecord has it. `timestamp` is the append time."""
 
     @property
     def offset(self) -> int: ...
