@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.simulation.plan import Plan
+from tests.simulation.drawing import draw
 from tests.simulation.runs import RUNS, Figures, Outcome, run_chunk, tell_history
 from tests.simulation.shrink import failure_of, shrink, transcript
 
@@ -81,7 +81,7 @@ def _outcomes(run: Callable[[range], Outcome], chunks: list[range], processes: i
 
 
 def _explain(seed: int, *, whole: bool) -> None:
-    plan = Plan.of(seed) if whole else shrink(Plan.of(seed))
+    plan = draw(seed) if whole else shrink(draw(seed))
     print(transcript(plan))
     print(failure_of(plan), flush=True)
 

@@ -16,6 +16,7 @@ from lapse.pipeline.engine import PartitionEngine
 from tests.engine.histories import History, random_settings
 from tests.engine.replay import replay
 from tests.simulation.checkers import check
+from tests.simulation.drawing import draw
 from tests.simulation.plan import Plan
 from tests.simulation.world import World
 
@@ -65,7 +66,7 @@ def run_plan(plan: Plan, figures: Figures | None = None, **kinds: Any) -> None:
 
 def run_world(seed: int, figures: Figures | None = None, **kinds: Any) -> None:
     """Run the world of a seed and check it."""
-    run_plan(Plan.of(seed), figures, **kinds)
+    run_plan(draw(seed), figures, **kinds)
 
 
 def run_history(

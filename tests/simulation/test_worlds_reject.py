@@ -16,8 +16,8 @@ from lapse.pipeline.engine import Checkpoint, Effects, EngineSettings, LogRecord
 from lapse.pipeline.engine.append_clock import AppendClock
 
 from tests.simulation.broker import Broker
+from tests.simulation.drawing import draw
 from tests.simulation.owner import Owner
-from tests.simulation.plan import Plan
 from tests.simulation.runs import Failure, run_plan
 from tests.simulation.test_checks_reject import StateRecord, Wrong
 from tests.simulation.ticking import Ticking
@@ -30,7 +30,7 @@ def _found(**kinds: Any) -> str:
     """Return by which check what is wrong is found; none: it is not."""
     for seed in range(SEEDS_MAX):
         try:
-            run_plan(Plan.of(seed), **kinds)
+            run_plan(draw(seed), **kinds)
         except Failure as failure:
             return str(failure).split(":")[2].strip()
     return "none"
@@ -96,7 +96,7 @@ ENGINES = [RandomIds, SettlesWithoutGrace, ForgetsCutoffs, ForgetsOrigins, Vouch
 def test_the_real_engine_passes_behind_the_same_interface() -> None:
     """The wrapping itself changes nothing, so that what fails below fails for its one fault."""
     for seed in range(20):
-        run_plan(Plan.of(seed), engine_class=Behind)
+        run_plan(draw(seed), engine_class=Behind)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=[engine.__name__ for engine in ENGINES])
@@ -177,4 +177,4 @@ def test_an_engine_that_does_not_wait_is_found_by_the_truth(monkeypatch: pytest.
 
 def test_a_real_engine_is_what_is_run() -> None:
     """Without another class it is the engine that workers run."""
-    assert World(Plan.of(0)).engine_class is PartitionEngine
+    assert World(draw(0)).engine_class is PartitionEngine
