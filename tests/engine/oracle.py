@@ -97,7 +97,7 @@ class Oracle(OracleSessions):
         elif isinstance(parsed, RevocationOrdered):
             self._revoke(parsed.revocation, min(parsed.at, s), s, offset)
         elif isinstance(parsed, PolicyAdopted):
-            self._adopt_policy(parsed.policy, parsed.version)
+            self._adopt_policy(parsed.policy, parsed.version, s)
         elif isinstance(parsed, PackedTouches):
             self._packed(parsed, s, offset)
         elif isinstance(parsed, Activity):

@@ -18,7 +18,7 @@ from lapse.schemas import (
     ending_id,
 )
 
-from tests.engine.oracle_facts import Cutoff, Ended, LetterSeen, Live, Touch, scope_of, touch_of
+from tests.engine.oracle_facts import NEVER, Cutoff, Ended, LetterSeen, Live, Touch, scope_of, touch_of
 from tests.engine.oracle_time import OracleTime
 
 __all__ = ["Activity", "OracleSessions"]
@@ -219,7 +219,13 @@ class OracleSessions(OracleTime):
             if cutoff.covers(session.subject, session.tenant) and session.started_at <= at:
                 self._end(session, Cause.REVOKED, at, s, offset, revocation=order.id)
 
-    def _adopt_policy(self, policy: Policy, version: int) -> None:
+    def _adopt_policy(self, policy: Policy, version: int, s: int) -> None:
         _, in_force = self.policies.get(policy.name, (None, None))
-        if in_force is None or version > in_force:
-            self.policies[policy.name] = (policy, version)
+        if in_force is not None and version <= in_force:
+            return
+        before = {name: self.limits(session).absolute_ms for name, session in self.live.items()}
+        self.policies[policy.name] = (policy, version)
+        for name, session in self.live.items():
+            was, now = before[name] or NEVER, self.limits(session).absolute_ms or NEVER
+            if now < was:
+                self.shortened = (s, max(was, self.shortened[1]))

@@ -29,6 +29,7 @@ class OracleTime:
         self.cutoffs: dict[str, Cutoff] = {}
         self.revoked_unseen: dict[str, tuple[int, str]] = {}  # session -> (at, revocation id)
         self.policies: dict[str, tuple[Policy, int | None]] = {"default": (BUILT_IN, None)}
+        self.shortened = (-1, 0)  # when an absolute limit was last shortened for somebody, and the longest that was
         self.hold: Hold | None = None
         self.lifted: Hold | None = None  # the hold that the present record lifted
         self._seen_any = False
@@ -154,8 +155,11 @@ class OracleTime:
         lives = [life for life in (limits.token_life_ms, session.token_life_ms) if life is not None]
         deny_until = s + min(max(lives, default=DAY_MS), self.settings.session_life_max_ms)
         if limits.absolute_ms is not None:
-            by_limit = session.started_at + limits.absolute_ms + self.settings.age_max_ms
-            deny_until = by_limit if by_limit > s else deny_until
+            shortened_at, longest = self.shortened
+            known = max(limits.absolute_ms, longest) if session.started_at <= shortened_at else limits.absolute_ms
+            unlimited = known == NEVER
+            by_limit = session.started_at + (limits.absolute_ms if unlimited else known) + self.settings.age_max_ms
+            deny_until = max(by_limit, deny_until) if unlimited or by_limit <= s else by_limit
         self._effects.endings.append(
             SessionEnded(
                 id=ending_id(session.session),

@@ -106,7 +106,7 @@ class RecordMeanings(ABC):
             at = self._ordered_at(record.at, stamp)
             sessions.revoke(record.revocation, at, self._covers_at(at, stamp), stamp, self._offset)
         elif isinstance(record, PolicyAdopted):
-            sessions.adopt_policy(record.version, record.policy)
+            sessions.adopt_policy(record.version, record.policy, stamp)
         elif record is not None:
             self._activity(record, stamp, stamp)
 

@@ -68,16 +68,17 @@ class Orders(Settling):
             return [slot for slot in table.live_slots() if table.tenants[slot] == tenant]
         return table.live_slots()
 
-    def adopt_policy(self, version: int, policy: Policy) -> None:
-        """Put a policy in force and derive the due instants of live sessions anew."""
+    def adopt_policy(self, version: int, policy: Policy, stamp: int) -> None:
+        """Put a policy in force, by a copy of this stamp, and derive the due instants of live sessions anew."""
         if not self.book.adopt(version, policy):
             self.counters["policies_stale"] += 1
             return
         table = self.table
-        changed: set[int] = set()
-        table.classes.derive(changed.add)
+        changed = table.classes.derive()
         if not changed:
             return
+        limits = table.classes.limits
+        self.shortened.note(stamp, [(was.absolute_ms, limits[number].absolute_ms) for number, was in changed.items()])
         for slot in table.live_slots():
             if table.class_of[slot] in changed:
                 table.derive(slot)

@@ -25,6 +25,7 @@ from lapse.pipeline.engine.endings import Decided
 from lapse.pipeline.engine.holds import Hold
 from lapse.pipeline.engine.policies import PolicyBook
 from lapse.pipeline.engine.settings import EngineSettings
+from lapse.pipeline.engine.shortened import Shortened
 from lapse.pipeline.engine.table import BARRED, ENDED, SessionTable
 from lapse.pipeline.engine.wheel import NEVER, TimingWheel
 from lapse.schemas import Cause, Evidence, SessionExpiring
@@ -44,6 +45,7 @@ class Settling:
         self.wheel = TimingWheel()
         self.cutoffs = Cutoffs(settings.session_life_max_ms)
         self.hold = Hold(settings.gap_ms, settings.gap_grace_ms)
+        self.shortened = Shortened()
         self.counters: Counter[str] = Counter()
         self.time = 0
         """Log time: how far time has certainly come."""
@@ -192,9 +194,12 @@ class Settling:
         session = table.sessions[slot]
         deny_until = stamp + min(limits.token_life_ms, settings.session_life_max_ms)  # endings are not kept for longer
         if limits.absolute_ms is not None:
-            by_limit = started_at + limits.absolute_ms + settings.age_max_ms
-            # A limit that was shortened over an old session lies so far back that guards would drop the denial at once.
-            deny_until = by_limit if by_limit > stamp else deny_until
+            longest_ms = self.shortened.limit_ms(started_at, limits.absolute_ms)
+            by_limit = started_at + (longest_ms or limits.absolute_ms) + settings.age_max_ms
+            # Decided long after its due, or no limit but a token's life bounds what is out: the later of both.
+            if longest_ms is None or by_limit <= stamp:
+                by_limit = max(by_limit, deny_until)
+            deny_until = by_limit
         evidence = self._evidence
         if evidence.offset != offset:
             evidence = self._evidence = Evidence(partition=settings.partition, offset=offset)
