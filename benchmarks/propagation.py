@@ -66,7 +66,7 @@ async def run() -> None:
 async def _received(lab: Lab, producer: AIOKafkaProducer) -> list[float]:
     """Return how long each revocation was on its way to a bare consumer, ms."""
     arguments = ["-m", "benchmarks.propagation", lab.settings.kafka, lab.settings.prefix]
-    async with _child(arguments, stdout=asyncio.subprocess.PIPE) as child:
+    async with _child(arguments, {}, stdout=asyncio.subprocess.PIPE) as child:
         assert child.stdout is not None, "it was asked for"
         assert await child.stdout.readline() == b"ready\n", "the consumer's process did not start"
         produced = {}
@@ -86,26 +86,26 @@ async def _refused(lab: Lab, producer: AIOKafkaProducer) -> tuple[list[float], l
     arguments = ["-m", "uvicorn", "benchmarks.service:app", "--port", str(port), "--log-level", "warning"]
     produced: dict[str, float] = {}
     refused: dict[str, float] = {}
-    async with _child(arguments, LAPSE_KAFKA=lab.settings.kafka, LAPSE_PREFIX=lab.settings.prefix) as child:
-        async with _connected(child, port) as client:
-            for number in range(_WARM + REVOCATIONS):
-                raw = f"served-{number}"
-                order = _order(raw)
-                assert await client.ask("/", raw, order.subject) == 200, "a live session is refused"
-                session = session_reference(raw)
-                produced[session] = await _produce(lab, producer, order)
-                while (status := await client.ask("/", raw, order.subject)) == 200:
-                    pass
-                refused[session] = time.monotonic()
-                assert status == 401, f"the service answers {status}"
-                await asyncio.sleep(_SPACING_S)
-            requests = []
-            for _ in range(_WARM + _REQUESTS):
-                began = time.monotonic()
-                assert await client.ask("/open") == 200, "nobody's request is refused"
-                requests.append(1000 * (time.monotonic() - began))
-            assert await client.ask("/seen") == 200, "the service does not tell"
-            within: dict[str, float] = json.loads(client.body)
+    environment = {"LAPSE_KAFKA": lab.settings.kafka, "LAPSE_PREFIX": lab.settings.prefix}
+    async with _child(arguments, environment) as child, _connected(child, port) as client:
+        for number in range(_WARM + REVOCATIONS):
+            raw = f"served-{number}"
+            order = _order(raw)
+            assert await client.ask("/", raw, order.subject) == 200, "a live session is refused"
+            session = session_reference(raw)
+            produced[session] = await _produce(lab, producer, order)
+            while (status := await client.ask("/", raw, order.subject)) == 200:
+                pass
+            refused[session] = time.monotonic()
+            assert status == 401, f"the service answers {status}"
+            await asyncio.sleep(_SPACING_S)
+        requests = []
+        for _ in range(_WARM + _REQUESTS):
+            began = time.monotonic()
+            assert await client.ask("/open") == 200, "nobody's request is refused"
+            requests.append(1000 * (time.monotonic() - began))
+        assert await client.ask("/seen") == 200, "the service does not tell"
+        within: dict[str, float] = json.loads(client.body)
     return (
         [1000 * (refused[session] - at) for session, at in produced.items()][_WARM:],
         [1000 * (within[session] - at) for session, at in produced.items()][_WARM:],
@@ -137,7 +137,7 @@ async def _producing(lab: Lab) -> AsyncIterator[AIOKafkaProducer]:
 
 @contextlib.asynccontextmanager
 async def _child(
-    arguments: Sequence[str], *, stdout: int | None = None, **environment: str
+    arguments: Sequence[str], environment: dict[str, str], *, stdout: int | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run Python in a process of its own, and end it."""
     child = await asyncio.create_subprocess_exec(
