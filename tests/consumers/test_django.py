@@ -7,7 +7,7 @@ sessions, signals and servers are in tests/integration/test_frameworks_django.py
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import django
 import pytest
@@ -176,9 +176,15 @@ async def test_the_same_under_asgi(project: _Project) -> None:
 class _Socket:
     """A WebSocket of Channels, as its server sees it."""
 
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        headers = [(b"x-token", RAW.encode())]
-        self.scope = {"type": "websocket", "path": "/chat", "query_string": b"", "headers": headers, "subprotocols": []}
+    def __init__(self, consumer: Any, session: Any = None, headers: Any = None, **options: Any) -> None:
+        self.scope = {
+            "type": "websocket",
+            "path": "/chat",
+            "query_string": b"",
+            "headers": headers or [(b"x-token", RAW.encode())],
+            "subprotocols": [],
+            **({} if session is None else {"session": session, "user": "ann"}),
+        }
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.outgoing: asyncio.Queue[Any] = asyncio.Queue()
         app = LapseMiddleware(consumer.as_asgi(), **options)
@@ -193,7 +199,7 @@ class _Socket:
 
 
 class _Chat(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels ships no types
-    left: list[int]
+    left: ClassVar[list[int]] = []
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         await self.send(text_data=f"{self.scope['lapse.session'].subject}: {text_data}")
@@ -204,7 +210,7 @@ class _Chat(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels ships no 
 
 
 async def test_a_websocket_of_channels_is_touched_and_closed_and_its_consumer_disconnects(project: _Project) -> None:
-    _Chat.left = []
+    _Chat.left.clear()
     socket = _Socket(_Chat)
     assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
     assert project.touches() == [REFERENCE]
@@ -244,7 +250,7 @@ async def test_a_websocket_is_closed_while_its_consumers_thread_works(project: _
 
 @pytest.mark.parametrize("options", [{"background": lambda scope: True}, {"touch_on_message": False}])
 async def test_a_connection_or_its_messages_may_be_no_activity(project: _Project, options: dict[str, Any]) -> None:
-    _Chat.left = []
+    _Chat.left.clear()
     socket = _Socket(_Chat, **options)
     await socket.told(type="websocket.connect")
     project.touches()
@@ -281,6 +287,26 @@ def test_a_login_from_before_keeps_the_id_that_it_gets(project: _Project) -> Non
         assert sessions.of_session(request, enforcement()) == first
         request.COOKIES.clear()
         assert sessions.of_session(request, enforcement()) is None
+
+
+async def test_a_websocket_goes_by_djangos_session_and_keeps_the_id_that_a_login_gets_there(project: _Project) -> None:
+    with override_settings(LAPSE={**project.options, "IDENTIFY": None}):
+        session = _of_a_login().session
+        cookie = (b"cookie", f"{settings.SESSION_COOKIE_NAME}=something".encode())
+        told = []
+        for stored in (session, None):
+            socket = _Socket(_Chat, session=stored or SessionStore(session.session_key), headers=[cookie])
+            assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
+            told.append(socket.scope["lapse.session"])
+            socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await socket.running
+        assert told[0] == told[1]  # the second has read it where sessions are kept
+        assert told[0].subject == "7"
+        socket = _Socket(_Chat, session=SessionStore(), headers=[cookie])  # nobody's
+        assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
+        assert "lapse.session" not in socket.scope
+        socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await socket.running
 
 
 def test_logins_and_logouts_are_told_and_a_new_login_is_a_new_session(project: _Project) -> None:
