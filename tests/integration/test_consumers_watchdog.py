@@ -136,5 +136,42 @@ async def _until_not(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+class _Slow(AIOKafkaConsumer):  # type: ignore[misc]  # aiokafka has no types
+    """A consumer whose answers about end offsets can be kept back; those that were are counted."""
+
+    asked: asyncio.Event
+    told: asyncio.Event
+    kept_back = 0
+
+    async def end_offsets(self, partitions: Any) -> Any:
+        ends = await super().end_offsets(partitions)
+        if self.asked.is_set() and not self.told.is_set():
+            type(self).kept_back += 1
+            await self.told.wait()
+        return ends
+
+
+async def test_an_answer_that_is_older_than_what_was_read_since_is_no_recreated_topic(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = type("_OfThisTest", (_Slow,), {"asked": asyncio.Event(), "told": asyncio.Event()})
+    monkeypatch.setattr(feed, "AIOKafkaConsumer", kind)
+    names = [session_reference(f"ended-{number}") for number in range(3)]
+    async with (
+        writing(settings) as writer,
+        Guard(settings.kafka, service="shop", prefix=settings.prefix) as guard,
+    ):
+        await until(lambda: guard.fresh, 60)
+        kind.asked.set()
+        await until(lambda: kind.kept_back == len(("expiries", "revocations")), 60)
+        for name in names:
+            await writer.end(name, "u-1")
+        await until(lambda: not any(map(guard.check, names)), 60)
+        kind.told.set()
+        await writer.revoke(Revocation(id="r-1", session=LIVE, subject="u-3"))
+        await until(lambda: not guard.check(LIVE) and guard.fresh, 60)
+    assert "ends at" not in caplog.text
+
+
 def test_a_start_and_a_stop_that_take_their_time_are_no_hang() -> None:
     assert feed._LOOK_INTERVAL_S * feed._SILENT_LOOKS_MAX > feed._START_TIMEOUT_S + feed._STOP_TIMEOUT_S

@@ -299,10 +299,11 @@ class _Tail:
                 if asked_at - max(self._moved_at, self._proof[0]) > STUCK_AFTER_MS:
                     raise _Astray(f"nothing came for {STUCK_AFTER_MS:.0f} ms although there is more to read")
                 continue
+            read_by_then = dict(self._positions)  # the answer may be older than what is read while it is under way
             async with asyncio.timeout(_START_TIMEOUT_S):
                 ends = await consumer.end_offsets(partitions)
             for partition, end in ends.items():
-                if end < self._positions[partition]:
+                if end < read_by_then[partition]:
                     raise _Astray(f"partition {partition.partition} ends at {end}, before what was read")
             await self._look_at_landmarks(consumer)
             numbers = consumer.partitions_for_topic(self._topic)
