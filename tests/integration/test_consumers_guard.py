@@ -52,13 +52,14 @@ async def test_it_is_right_from_the_first_check(settings: Settings) -> None:
 async def test_it_fetches_ahead_until_it_has_caught_up_and_then_as_aiokafka_does(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    during: list[tuple[float, int]] = []
+    during: list[float] = []
+    resting: list[int] = []
     clients: list[Any] = []
 
-    def ends(client: Any, usual: dict[str, Any]) -> None:
-        if usual:
-            clients.append(client)
-            during.append((client._fetcher._prefetch_backoff, client._fetcher._fetch_max_wait_ms))
+    def ends(client: Any, usual: float | None) -> None:
+        clients.append(client)
+        during.append(client._fetcher._prefetch_backoff)
+        resting.append(len(client.paused()))
         backlog.end_backlog(client, usual)
 
     monkeypatch.setattr(feed, "end_backlog", ends)
@@ -66,9 +67,10 @@ async def test_it_fetches_ahead_until_it_has_caught_up_and_then_as_aiokafka_does
         await writer.end(session_reference("one"), "u-1")
         async with _guard(settings) as guard:
             assert guard.fresh
-            assert during == [(0.0, 5)] * 2
-            after = [(client._fetcher._prefetch_backoff, client._fetcher._fetch_max_wait_ms) for client in clients]
-            assert after == [(0.1, feed.FETCH_MAX_WAIT_MS)] * 2
+            assert during == [0.0, 0.0]
+            assert resting == [settings.partitions] * 2
+            assert [client._fetcher._prefetch_backoff for client in clients] == [0.1, 0.1]
+            assert [client.paused() for client in clients] == [set(), set()]
 
 
 async def test_endings_and_revocations_arrive_live_and_hooks_are_called_once(settings: Settings) -> None:

@@ -1,14 +1,15 @@
 """How does a guard get a backlog from aiokafka faster than its consumer hands one out?
 
-Three of its habits make a guard's start longer, and none has a setting that fits:
+Two of its habits make a guard's start longer, and neither has a setting:
 
     each record is made into a ConsumerRecord of eleven fields   a guard needs the three that the client's own has
     nothing is fetched until all that was fetched is consumed    so the guard waits for the broker, then the broker
                                                                  for the guard
-    a fetch that finds nothing waits for `fetch_max_wait_ms`     its partitions, all read, hold up the others
 
-The first is changed for good, the others while there is a backlog. Of a tail that has caught up, a fetch asks for all
-partitions at once: one that is left out waits for its next record until the fetch of the others is answered.
+The first is changed for good, the second while there is a backlog. Of a tail that has caught up, a fetch asks for all
+partitions at once: one that is left out waits for its next record until the fetch of the others is answered. For the
+same reason a partition whose backlog is read rests until all are: a fetch that finds nothing there would hold up one
+for the others.
 
 What is fetched ahead is at most `max_partition_fetch_bytes` of each partition: no partition is asked for while records
 of it wait. All this is set by private names of aiokafka (the version is pinned below 0.15). Where they are others, the
@@ -23,29 +24,28 @@ from aiokafka.errors import CorruptRecordException
 
 __all__ = ["begin_backlog", "end_backlog"]
 
-_MAX_WAIT_MS: Final = 5
-"""The time in which a guard applies 1,000 endings, half of what a partition's answer holds: it does not run dry."""
-
-_AHEAD: Final = {"_prefetch_backoff": 0.0, "_fetch_max_wait_ms": _MAX_WAIT_MS}
 _READ_UNCOMMITTED: Final = 0
+_AHEAD_S: Final = 0.0
+"""For how long what was fetched of some partitions keeps the others from being asked for."""
 
 
-def begin_backlog(consumer: AIOKafkaConsumer) -> dict[str, Any]:
+def begin_backlog(consumer: AIOKafkaConsumer) -> float | None:
     """Make a consumer that has fetched nothing yet fetch ahead; return what `end_backlog` needs."""
     fetcher = getattr(consumer, "_fetcher", None)
     if fetcher is None or getattr(fetcher, "_records", None) != {}:
-        return {}
+        return None
     fetcher._records = _Fetched()
-    usual = {name: getattr(fetcher, name) for name in _AHEAD if hasattr(fetcher, name)}
-    for name in usual:
-        setattr(fetcher, name, _AHEAD[name])
+    usual: float | None = getattr(fetcher, "_prefetch_backoff", None)
+    if usual is not None:
+        fetcher._prefetch_backoff = _AHEAD_S
     return usual
 
 
-def end_backlog(consumer: AIOKafkaConsumer, usual: dict[str, Any]) -> None:
-    """Make the consumer fetch as it did before."""
-    for name, value in usual.items():
-        setattr(consumer._fetcher, name, value)
+def end_backlog(consumer: AIOKafkaConsumer, usual: float | None) -> None:
+    """Make the consumer fetch as it did before, of all partitions."""
+    if usual is not None:
+        consumer._fetcher._prefetch_backoff = usual
+    consumer.resume(*consumer.paused())
 
 
 class _Fetched(dict[TopicPartition, Any]):

@@ -139,7 +139,8 @@ class _Tail:
         self._proof: tuple[float, dict[TopicPartition, int]] | None = None  # asked at, the ends
         self._moved_at = 0.0
         self._signs = 0  # of life
-        self._usual: dict[str, Any] = {}  # settings of the client, to be set again when the backlog is read
+        self._has_backlog = False
+        self._usual: float | None = None  # what the client is set back to when the backlog is read
         self._newest: dict[TopicPartition, int] = {}  # the append time of the last record read
         self._landmarks: dict[
             TopicPartition, tuple[int, int]
@@ -223,6 +224,8 @@ class _Tail:
             ends = await consumer.end_offsets(partitions)
             self._positions = {partition: await consumer.position(partition) for partition in partitions}
         self._proof = (asked_at, ends)
+        self._has_backlog = True
+        self._rest(consumer)
         self._moved_at = self._clock()
         self._newest.clear()
         self._landmarks.clear()
@@ -248,6 +251,7 @@ class _Tail:
             self._moved_at = now
         if self._proof is not None:
             await self._pass_over(consumer)
+            self._rest(consumer)
             self._prove(consumer)
         # Without data getmany has waited; with data it may not have, and the service's own tasks must get their turn.
         await asyncio.sleep(0)
@@ -267,8 +271,15 @@ class _Tail:
             if all(self._positions[partition] >= end for partition, end in ends.items()):
                 self._proof = None
                 self._intake.freshness.proven(self._source, asked_at)
-                end_backlog(consumer, self._usual)
-                self._usual = {}
+                if self._has_backlog:
+                    self._has_backlog = False
+                    end_backlog(consumer, self._usual)
+
+    def _rest(self, consumer: AIOKafkaConsumer) -> None:
+        """Ask no more of the partitions that are read up to the end of the backlog."""
+        if self._has_backlog and self._proof is not None:
+            _, ends = self._proof
+            consumer.pause(*(one for one, end in ends.items() if self._positions[one] >= end))
 
     async def _ask_for_ends(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
         """Step 3. Ends by raising only."""
