@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine
 
 from benchmarks import (
+    appliers,
     bootstrap,
     burst,
     check,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
     "bootstrap": bootstrap.run,
     "denial_memory": denials.run,
     "publisher": publisher.run,
+    "appliers": appliers.run,
 }
 
 

@@ -1,4 +1,4 @@
-"""A Django project whose sessions end on time; for gunicorn and uvicorn see docs/frameworks/django.md."""
+"""A Django project whose sessions end on time; for gunicorn, uvicorn and WebSockets see docs/frameworks/django.md."""
 
 import os
 from pathlib import Path

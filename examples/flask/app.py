@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from flask import Flask, Response, request, session
+from flask_sock import Sock
+from simple_websocket import Server
 
 from lapse.consumers import Identity
 from lapse.consumers.frameworks.flask import Lapse, current_session, session_over, unguarded
@@ -13,6 +15,7 @@ from lapse.consumers.frameworks.flask import Lapse, current_session, session_ove
 app = Flask(__name__)
 app.config.from_prefixed_env()  # FLASK_SECRET_KEY, FLASK_LAPSE_KAFKA, FLASK_LAPSE_PREFIX
 lapse = Lapse(app, identify=lambda _: Identity(**session["login"]) if "login" in session else None)
+sock = Sock(app)
 
 
 @app.post("/login")
@@ -38,3 +41,10 @@ def events() -> Response:
             yield ": still here\n\n"
 
     return Response(news(), mimetype="text/event-stream")
+
+
+@sock.route("/chat")  # type: ignore[untyped-decorator]  # flask-sock ships no types
+@lapse.websocket
+def chat(ws: Server) -> None:
+    while True:
+        ws.send(ws.receive())

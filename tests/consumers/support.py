@@ -23,7 +23,7 @@ from lapse.schemas import (
     subject_key,
 )
 
-__all__ = ["Writer", "free_port", "read_all", "read_to_end", "until", "writing"]
+__all__ = ["Writer", "ended", "free_port", "read_all", "read_to_end", "until", "writing"]
 
 
 def free_port() -> int:
@@ -74,6 +74,37 @@ async def read_to_end(settings: Settings, topic: str, timeout_s: float = 60.0) -
     return sorted(found, key=lambda record: (record.partition, record.offset))
 
 
+def ended(
+    session: str,
+    subject: str = "u-1",
+    *,
+    cause: Cause = Cause.IDLE,
+    due_at: int = 1_000,
+    partition: int = 0,
+    deny_until: int = 9_000_000_000_000,
+) -> SessionEnded:
+    """Return an ending as a processor publishes it."""
+    return SessionEnded(
+        id=ending_id(session),
+        session=session,
+        subject=subject,
+        tenant=None,
+        cause=cause,
+        started_at=0,
+        last_seen_at=0,
+        due_at=due_at,
+        decided_at=due_at,
+        idle_ms=1_000,
+        absolute_ms=None,
+        policy="default",
+        policy_version=None,
+        revocation=None,
+        held=False,
+        evidence=Evidence(partition=partition, offset=0),
+        deny_until=deny_until,
+    )
+
+
 class Writer:
     """Writes what processor and operators write. Watermarks come four times a second while `beats`."""
 
@@ -84,6 +115,7 @@ class Writer:
         self.beats = True
 
     async def beat(self) -> None:
+        """Beat time, as a processor's clock does, only faster; nothing here waits for anything to happen."""
         while True:
             if self.beats:
                 await self.watermarks()
@@ -98,29 +130,11 @@ class Writer:
 
     async def end(self, session: str, subject: str, *, cause: Cause = Cause.IDLE, due_at: int = 1_000) -> SessionEnded:
         partition = partition_of(subject, None, self.settings.partitions)
-        ended = SessionEnded(
-            id=ending_id(session),
-            session=session,
-            subject=subject,
-            tenant=None,
-            cause=cause,
-            started_at=0,
-            last_seen_at=0,
-            due_at=due_at,
-            decided_at=due_at,
-            idle_ms=1_000,
-            absolute_ms=None,
-            policy="default",
-            policy_version=None,
-            revocation=None,
-            held=False,
-            evidence=Evidence(partition=partition, offset=0),
-            deny_until=9_000_000_000_000,
-        )
+        record = ended(session, subject, cause=cause, due_at=due_at, partition=partition)
         await self.producer.send_and_wait(
-            self.topics.expiries, encode(ended), key=session.encode(), partition=partition
+            self.topics.expiries, encode(record), key=session.encode(), partition=partition
         )
-        return ended
+        return record
 
     async def revoke(self, order: Revocation) -> int:
         """Write a revocation as operators do, and return its append time."""

@@ -256,6 +256,99 @@ async def test_an_application_that_says_goodbye_when_it_is_cut_says_it_to_nobody
     assert [message["type"] for message in client.sent] == ["websocket.accept", "websocket.close"]
 
 
+async def test_a_websocket_is_closed_at_once_though_its_application_is_in_the_middle_of_something() -> None:
+    done = asyncio.Event()
+
+    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        work = asyncio.ensure_future(done.wait())  # as work in a thread, which cannot be cancelled
+        while not work.done():
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                cancelled.set()
+        await send({"type": "websocket.send", "text": "done"})
+
+    cancelled = asyncio.Event()
+    service = _Service(busy)
+    client = _Client("websocket")
+    running = service.run(client)
+    client.incoming.put_nowait({"type": "websocket.connect"})
+    await client.until_sent(1)
+    service.feed.end(REFERENCE)
+    await client.until_sent(2)
+    assert (client.sent[1]["type"], client.sent[1]["code"]) == ("websocket.close", 4001)
+    async with asyncio.timeout(5):
+        await cancelled.wait()  # it had its time to come to an end by itself
+    assert not running.done()
+    done.set()
+    await running
+    assert len(client.sent) == 2
+
+
+async def test_a_websockets_application_is_told_of_the_end_and_tidies_up_and_gets_no_message_more() -> None:
+    received: list[Any] = []
+    tidy = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while not received or received[-1]["type"] != "websocket.disconnect":
+            received.append(await receive())
+            if received[-1]["type"] == "websocket.connect":
+                await send({"type": "websocket.accept"})
+        await asyncio.sleep(0.01)  # a round trip to where its groups are
+        tidy.set()
+
+    service = _Service(app)
+    client = _Client("websocket")
+    running = service.run(client)
+    client.incoming.put_nowait({"type": "websocket.connect"})
+    await client.until_sent(1)
+    service.feed.end(REFERENCE, cause="revoked")
+    client.incoming.put_nowait({"type": "websocket.receive", "text": "one order more"})
+    await running
+    disconnect = {"type": "websocket.disconnect", "code": 4001, "reason": "session ended: revoked"}
+    assert received == [{"type": "websocket.connect"}, disconnect]
+    assert tidy.is_set()
+
+
+async def test_a_websockets_application_that_takes_no_notice_of_the_end_is_cancelled() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+        while True:
+            await receive()
+
+    service = _Service(app)
+    client = _Client("websocket")
+    running = service.run(client)
+    await client.until_sent(1)
+    service.feed.end(REFERENCE)
+    async with asyncio.timeout(5):
+        await running
+    assert [message["type"] for message in client.sent] == ["websocket.accept", "websocket.close"]
+
+
+async def test_an_application_that_gives_up_waiting_for_a_message_misses_none() -> None:
+    received: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(3):
+            waiting = asyncio.ensure_future(receive())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            client.incoming.put_nowait({"type": "websocket.receive", "text": "hello"})
+            await asyncio.sleep(0)
+            waiting.cancel()
+            received.extend(await asyncio.gather(waiting, return_exceptions=True))
+        received.append(await receive())
+
+    client = _Client("websocket")
+    async with asyncio.timeout(5):
+        await _Service(app).run(client)
+    texts = [message for message in received if isinstance(message, dict)]
+    assert len(texts) + client.incoming.qsize() == 3
+
+
 async def test_a_websocket_that_closed_itself_is_left_alone() -> None:
     service = _Service(_echo)
     client = _Client("websocket")

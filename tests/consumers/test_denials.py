@@ -16,7 +16,9 @@ from lapse.consumers.guard.buckets import BUCKET_MS
 from lapse.consumers.guard.decisions import Decision
 from lapse.consumers.guard.denials import BLOCKS_FORGOTTEN_MAX, EVERYONE, Denials, Scope
 from lapse.consumers.guard.packed import ROWS_MAX
-from lapse.schemas import Cause, Evidence, SessionEnded, ending_id
+from lapse.schemas import Cause, SessionEnded, ending_id
+
+from tests.consumers.support import ended
 
 LIFE_MS = 10 * BUCKET_MS
 SESSIONS = tuple(letter * 22 for letter in "abc")
@@ -25,25 +27,7 @@ TENANTS = ("acme", None)
 
 
 def _ended(session: str, *, cause: Cause = Cause.IDLE, due_at: int = 100, deny_until: int = 1_000) -> SessionEnded:
-    return SessionEnded(
-        id=ending_id(session),
-        session=session,
-        subject="u-1",
-        tenant=None,
-        cause=cause,
-        started_at=0,
-        last_seen_at=0,
-        due_at=due_at,
-        decided_at=due_at,
-        idle_ms=1,
-        absolute_ms=None,
-        policy="default",
-        policy_version=None,
-        revocation=None,
-        held=False,
-        evidence=Evidence(partition=0, offset=0),
-        deny_until=deny_until,
-    )
+    return ended(session, cause=cause, due_at=due_at, deny_until=deny_until)
 
 
 @dataclass(frozen=True)

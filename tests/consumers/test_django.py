@@ -4,11 +4,14 @@ Django's settings are one for a process, so the project here needs no database: 
 sessions, signals and servers are in tests/integration/test_frameworks_django.py.
 """
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import django
 import pytest
+from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
 from django.conf import settings
 from django.contrib.sessions.backends.signed_cookies import SessionStore
 from django.http import HttpResponse, StreamingHttpResponse
@@ -47,6 +50,7 @@ from lapse.consumers.frameworks.django import (  # noqa: E402  # as in a project
     sessions,
     unguarded,
 )
+from lapse.consumers.frameworks.django.channels import LapseMiddleware  # noqa: E402  # likewise
 from lapse.consumers.frameworks.django.signals import logged_in, logged_out  # noqa: E402  # likewise
 
 FEEDS: list[MemoryFeed] = []
@@ -169,6 +173,100 @@ async def test_the_same_under_asgi(project: _Project) -> None:
     assert (await client.get("/plain", headers=headers)).status_code == 401
 
 
+class _Socket:
+    """A WebSocket of Channels, as its server sees it."""
+
+    def __init__(self, consumer: Any, session: Any = None, headers: Any = None, **options: Any) -> None:
+        self.scope = {
+            "type": "websocket",
+            "path": "/chat",
+            "query_string": b"",
+            "headers": headers or [(b"x-token", RAW.encode())],
+            "subprotocols": [],
+            **({} if session is None else {"session": session, "user": "ann"}),
+        }
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[Any] = asyncio.Queue()
+        app = LapseMiddleware(consumer.as_asgi(), **options)
+        self.running = asyncio.ensure_future(app(self.scope, self.incoming.get, self.outgoing.put))
+
+    async def told(self, **message: Any) -> Any:
+        """Return what is sent next, once something was received."""
+        if message:
+            self.incoming.put_nowait(message)
+        async with asyncio.timeout(5):
+            return await self.outgoing.get()
+
+
+class _Chat(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels ships no types
+    left: ClassVar[list[int]] = []
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        await self.send(text_data=f"{self.scope['lapse.session'].subject}: {text_data}")
+
+    async def disconnect(self, code: int) -> None:
+        await asyncio.sleep(0.01)  # a round trip to the database
+        self.left.append(code)
+
+
+async def test_a_websocket_of_channels_is_touched_and_closed_and_its_consumer_disconnects(project: _Project) -> None:
+    _Chat.left.clear()
+    socket = _Socket(_Chat)
+    assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
+    assert project.touches() == [REFERENCE]
+    project.feed.advance(5_000)
+    assert (await socket.told(type="websocket.receive", text="hello"))["text"] == "u-1: hello"
+    assert project.touches() == [REFERENCE]
+    project.feed.end(REFERENCE, cause="absolute")
+    closed = await socket.told()
+    assert closed == {"type": "websocket.close", "code": 4001, "reason": "session ended: absolute"}
+    await socket.running
+    assert _Chat.left == [4001]
+    refused = await _Socket(_Chat).told(type="websocket.connect")
+    assert (refused["type"], refused["code"]) == ("websocket.close", 4001)
+
+
+async def test_a_websocket_is_closed_while_its_consumers_thread_works(project: _Project) -> None:
+    working, done = threading.Event(), threading.Event()
+
+    class Slow(WebsocketConsumer):  # type: ignore[misc]  # Channels ships no types
+        def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            working.set()
+            assert done.wait(10)
+            self.send(text_data="done")
+
+    socket = _Socket(Slow)
+    assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
+    socket.incoming.put_nowait({"type": "websocket.receive", "text": "go"})
+    assert await asyncio.to_thread(working.wait, 5)
+    project.feed.end(REFERENCE)
+    try:
+        assert (await socket.told())["code"] == 4001
+    finally:
+        done.set()
+    await socket.running
+    assert socket.outgoing.empty()
+
+
+@pytest.mark.parametrize("options", [{"background": lambda scope: True}, {"touch_on_message": False}])
+async def test_a_connection_or_its_messages_may_be_no_activity(project: _Project, options: dict[str, Any]) -> None:
+    _Chat.left.clear()
+    socket = _Socket(_Chat, **options)
+    await socket.told(type="websocket.connect")
+    project.touches()
+    project.feed.advance(5_000)
+    await socket.told(type="websocket.receive", text="a heartbeat")
+    assert project.touches() == []
+    socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    await socket.running
+    assert _Chat.left == [1000]
+
+
+async def test_without_channels_session_a_websocket_is_not_guarded_silently(project: _Project) -> None:
+    with override_settings(LAPSE={**project.options, "IDENTIFY": None}), pytest.raises(ConfigError, match="AuthMidd"):
+        await _Socket(_Chat).running
+
+
 def _of_a_login() -> Any:
     """Return a request in whose session somebody is logged in, from before Lapse was installed."""
     request = RequestFactory().get("/")
@@ -189,6 +287,26 @@ def test_a_login_from_before_keeps_the_id_that_it_gets(project: _Project) -> Non
         assert sessions.of_session(request, enforcement()) == first
         request.COOKIES.clear()
         assert sessions.of_session(request, enforcement()) is None
+
+
+async def test_a_websocket_goes_by_djangos_session_and_keeps_the_id_that_a_login_gets_there(project: _Project) -> None:
+    with override_settings(LAPSE={**project.options, "IDENTIFY": None}):
+        session = _of_a_login().session
+        cookie = (b"cookie", f"{settings.SESSION_COOKIE_NAME}=something".encode())
+        told = []
+        for stored in (session, None):
+            socket = _Socket(_Chat, session=stored or SessionStore(session.session_key), headers=[cookie])
+            assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
+            told.append(socket.scope["lapse.session"])
+            socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+            await socket.running
+        assert told[0] == told[1]  # the second has read it where sessions are kept
+        assert told[0].subject == "7"
+        socket = _Socket(_Chat, session=SessionStore(), headers=[cookie])  # nobody's
+        assert (await socket.told(type="websocket.connect"))["type"] == "websocket.accept"
+        assert "lapse.session" not in socket.scope
+        socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await socket.running
 
 
 def test_logins_and_logouts_are_told_and_a_new_login_is_a_new_session(project: _Project) -> None:

@@ -1,13 +1,17 @@
 """How is a Flask or WSGI application guarded? In one thread, without a server: the feed is in memory, time is set."""
 
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from flask import Flask, Request, Response
+from flask_sock import Sock
+from simple_websocket import ConnectionClosed
 
 from lapse.consumers import ConfigError, Identity, session_reference
+from lapse.consumers.frameworks import sock
 from lapse.consumers.frameworks.flask import Lapse, background, current_session, on_stale, session_over, unguarded
 from lapse.consumers.frameworks.wsgi import OVER_KEY, SESSION_KEY, LapseMiddleware
 from lapse.consumers.testing import MemoryFeed, SyncMemoryPublisher
@@ -30,7 +34,9 @@ class _Service:
         self.feed = MemoryFeed()
         self.publisher = SyncMemoryPublisher(clock=self.feed.clock)
         self.app = Flask(__name__)
-        lapse = Lapse(identify=_identify, guard=self.feed.sync_guard(), publisher=self.publisher, **options)
+        self.lapse = lapse = Lapse(
+            identify=_identify, guard=self.feed.sync_guard(), publisher=self.publisher, **options
+        )
         lapse.init_app(self.app)
         views = {"plain": _plain, "poll": background(_poll), "strict": on_stale("deny")(_strict), "login": _login}
         for path, view in views.items():
@@ -130,6 +136,142 @@ def test_a_stream_whose_session_ends_before_its_first_part_is_empty() -> None:
         return Response(iter(["one"]))
 
     assert service.client.get("/stream").text == ""
+
+
+class _Socket:
+    """The client's side of a WebSocket, raw, so that it need not behave; the server's is served by a thread."""
+
+    def __init__(self, service: _Service, path: str = "/chat", **headers: str) -> None:
+        self.end, server = socket.socketpair()
+        self.end.settimeout(5)
+        handshake = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version": "13",
+            **headers,
+        }
+        environ = {"werkzeug.socket": server, "wsgi.url_scheme": "ws"}
+        self.serving = threading.Thread(
+            target=service.client.get, args=(path,), kwargs={"headers": handshake, "environ_overrides": environ}
+        )
+        self.serving.start()
+        assert b" 101 " in self.until(b"\r\n\r\n")
+
+    def until(self, end: bytes) -> bytes:
+        read = b""
+        while not read.endswith(end):
+            read += self.end.recv(1) or pytest.fail(f"the server is gone after {read!r}")
+        return read
+
+    def send(self, text: bytes) -> None:
+        self.end.sendall(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
+
+    def close(self) -> None:
+        self.end.close()
+        self.serving.join(10)
+        assert not self.serving.is_alive()
+
+
+def _chatting(service: _Service, told: list[object]) -> None:
+    @Sock(service.app).route("/chat")  # type: ignore[untyped-decorator]  # flask-sock ships no types
+    @service.lapse.websocket
+    def chat(ws: Any) -> None:
+        try:
+            while True:
+                told.append(ws.receive())
+                ws.send(f"{current_session().subject}: {told[-1]}")
+        except ConnectionClosed as closed:
+            told.append(closed.reason)
+            raise
+
+
+def test_a_websocket_is_touched_and_closed_when_its_session_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock, "_ANSWER_S", 60.0)
+    service, told = _Service(), list[object]()
+    _chatting(service, told)
+    client = _Socket(service)
+    assert service.touches() == [REFERENCE]
+    service.feed.advance(5_000)
+    client.send(b"hello")
+    client.until(b"u-1: hello")
+    assert service.touches() == [REFERENCE]
+    service.feed.end(REFERENCE, cause="idle")
+    assert client.until(b"session ended: idle")[-21:-19] == (4001).to_bytes(2, "big")
+    client.end.sendall(b"\x88\x82" + bytes(4) + (4001).to_bytes(2, "big"))  # its answer
+    client.serving.join(5)  # a client that answers is waited for no longer
+    assert not client.serving.is_alive()
+    assert told == ["hello", 4001]
+    assert len(service.lapse.guard._inner._hooks) == 0
+    client.close()
+
+
+def test_a_client_that_goes_on_after_the_end_is_not_heard_and_is_cut() -> None:
+    service, told = _Service(), list[object]()
+    _chatting(service, told)
+    client = _Socket(service)
+    service.feed.end(REFERENCE, cause="revoked")
+    client.until(b"session ended: revoked")
+    client.send(b"one order more")
+    client.serving.join(5)
+    assert not client.serving.is_alive()
+    assert told == [4001]
+    while client.end.recv(1):
+        pass  # to its end: the server has broken off, though this client has not answered the close
+    client.close()
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody_and_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock, "_ANSWER_S", 3.0)
+    service, full = _Service(), threading.Event()
+
+    @Sock(service.app).route("/chat")  # type: ignore[untyped-decorator]  # flask-sock ships no types
+    @service.lapse.websocket
+    def chat(ws: Any) -> None:
+        while True:
+            ws.send("x" * 65_000)
+            full.set()
+
+    client = _Socket(service)
+    assert full.wait(5)
+    service.feed.end(REFERENCE)  # here its hooks run in this thread, else in the guard's
+    assert client.serving.is_alive()  # it is not waited for
+    client.serving.join(10)
+    assert not client.serving.is_alive()
+    client.close()
+
+
+def test_a_websocket_of_a_background_handshake_or_route_is_no_activity() -> None:
+    service, told = _Service(), list[object]()
+    _chatting(service, told)
+
+    @Sock(service.app).route("/ticker")  # type: ignore[untyped-decorator]  # flask-sock ships no types
+    @service.lapse.websocket
+    @background
+    def ticker(ws: Any) -> None:
+        ws.send(f"tick {ws.receive()}")
+
+    for client in (_Socket(service, **{"X-Lapse-Background": "1"}), _Socket(service, "/ticker")):
+        client.send(b"hello")
+        client.until(b"hello")
+        client.close()
+    assert service.touches() == []
+
+
+def test_a_websocket_of_nobody_is_the_handlers_own_to_serve() -> None:
+    service, told = _Service(), list[object]()
+
+    @Sock(service.app).route("/chat")  # type: ignore[untyped-decorator]  # flask-sock ships no types
+    @service.lapse.websocket
+    def chat(ws: Any) -> None:
+        told.append(ws.receive())
+
+    service.client.delete_cookie("sid")
+    client = _Socket(service)
+    client.send(b"hello")
+    client.serving.join(5)
+    client.close()
+    assert told == ["hello"]
 
 
 def test_kafka_must_be_named() -> None:

@@ -5,6 +5,7 @@ The guard reads the in-memory feed, in its own thread as it would read a broker;
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import socket
@@ -15,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from lapse.consumers import Cause, ConfigError, Ended, SyncActivityPublisher, SyncGuard, session_reference
+from lapse.consumers import (
+    ActivityPublisher,
+    Cause,
+    ConfigError,
+    Ended,
+    Guard,
+    SyncActivityPublisher,
+    SyncGuard,
+    session_reference,
+)
 from lapse.consumers.guard import ALLOWED
 from lapse.consumers.guard.feed import Feed
 from lapse.consumers.guard.intake import Intake
@@ -55,6 +65,11 @@ def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.002)
+
+
+@pytest.mark.parametrize(("threaded", "plain"), [(SyncGuard, Guard), (SyncActivityPublisher, ActivityPublisher)])
+def test_the_arguments_of_those_in_threads_are_those_of_the_others(threaded: type, plain: type) -> None:
+    assert inspect.signature(threaded) == inspect.signature(plain)
 
 
 # The guard
@@ -226,9 +241,22 @@ def test_a_fork_while_a_thread_starts_it_does_not_hang_the_child(feed: MemoryFee
         starter.join()
 
 
-def test_settings_out_of_range_are_refused_when_it_is_made() -> None:
-    with pytest.raises(ConfigError, match="stale_after_ms"):
-        SyncGuard("localhost:1", service="shop", stale_after_ms=1)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bootstrap_servers", None),
+        ("service", ""),
+        ("instance", ""),
+        ("prefix", "no topic's"),
+        ("stale_after_ms", 1),
+        ("on_stale", "maybe"),
+        ("session_life_max_ms", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused_when_it_is_made(name: str, value: object) -> None:
+    given: dict[str, Any] = {"bootstrap_servers": "localhost:1", "service": "shop", name: value}
+    with pytest.raises(ConfigError, match=name):
+        SyncGuard(**given)
 
 
 class _InLoop:

@@ -15,7 +15,8 @@ from typing import Any
 import orjson
 import pytest
 
-from lapse.pipeline.demo.walk import EndedBy, Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
+from lapse.pipeline.demo.ordered import OrderedPolicy, OrderedRevocation
+from lapse.pipeline.demo.walk import EndedBy, Expected, Rules, Walk
 from lapse.pipeline.engine import EngineSettings
 from lapse.schemas import Cause, PolicyAdopted, RevocationOrdered, parse_activity
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.records import (
     Partition,
+    at,
     closed,
     default_policy,
     elevated,
@@ -173,3 +174,16 @@ def test_unknown_fields_are_ignored() -> None:
     p = Partition(default_policy(IDLE, ABSOLUTE))
     assert p.add(0, touched(later={"deep": [1, 2]}, v=1)).dead_letters == []
     assert p.is_live()
+
+
+def test_a_record_of_bad_entries_has_eight_dead_letters_and_its_good_entries_count() -> None:
+    """Else a megabyte of such records is gigabytes of letters, at each restart again."""
+    p = Partition(default_policy(IDLE, ABSOLUTE))
+    p.add(0, started("a"))
+    effects = p.add(5_000, packed(*[0] * 400, entry("a"), *[0] * 99))
+    letters = effects.dead_letters
+    assert [letter.entry for letter in letters] == list(range(8))
+    assert "read the record for others" in letters[-1].reason
+    assert p.engine.counters["entries_refused_untold"] == 499 - 8
+    assert p.oracle.live[ref("a")].last_seen_at == at(5_000)
+    assert len(p.add(5_001, packed(0, 0, 0)).dead_letters) == 3

@@ -18,6 +18,7 @@ from tests.engine.records import (
     closed,
     default_policy,
     entry,
+    everyone_revoked,
     packed,
     ref,
     revocation_ordered,
@@ -25,7 +26,7 @@ from tests.engine.records import (
     touched,
 )
 
-FULL, SUBJECT = "sessions_refused_full", "sessions_refused_subject"
+FULL, SUBJECT, CLASS = "sessions_refused_full", "sessions_refused_subject", "sessions_refused_class"
 Writer = Callable[..., dict[str, Any]]
 
 
@@ -97,7 +98,7 @@ def test_beyond_the_bound_of_classes_only_known_classes_come() -> None:
     p.add(0, started("fourth", attributes={"role": "admin"}))
     assert [p.is_live(name) for name in ("first", "adopted", "third", "fourth")] == [True, True, False, True]
     p.add(1000, started("adopted", attributes={"role": "intern"}))
-    assert p.engine.counters[FULL] == 2
+    assert (p.engine.counters[CLASS], p.engine.counters[FULL]) == (2, 0)
     p.tick_until(20_000)
     assert {ending.started_at for ending in p.endings} == {at(0)}, "the adopted session keeps its start"
 
@@ -140,3 +141,18 @@ def test_the_index_asks_no_further_than_the_bound() -> None:
     index.add_all(range(5_000), 5_000)
     assert index.has("same", None, 5_000)
     assert not index.has("same", None, 5_001)
+
+
+def test_a_refused_login_of_unknown_age_falls_under_older_revocations_when_it_is_taken_in() -> None:
+    """Who was revoked must not pass by having been refused once; who says the session's age is not concerned."""
+    p = bounded(3)
+    p.add(0, everyone_revoked(0))
+    for number in range(3):
+        p.add(1000, started(f"holder-{number}", subject="u-1"))
+    p.add(2000, started("a", subject="u-2"))
+    p.add(2000, started("b", subject="u-3"))
+    p.add(2500, closed("holder-0", subject="u-1"))
+    p.add(2600, touched("a", subject="u-2"))
+    assert [(ending.session, ending.revocation) for ending in p.endings][-1] == (ref("a"), "r-1")
+    p.add(2700, touched("b", subject="u-3", session_age_ms=700))
+    assert p.is_live("b")

@@ -6,6 +6,7 @@ log whose append times are off by what the test sets. Whole estates in true time
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -199,13 +200,15 @@ def test_an_outage_is_no_step(log: Stepped) -> None:
 
 @pytest.mark.parametrize(("up_ms", "held"), [(30, True), (10_000_000, False)])
 def test_an_outage_that_a_step_back_hides_is_held_all_the_same(log: Stepped, up_ms: int, held: bool) -> None:
-    """Seven seconds look like three: only what the owner says of its appends tells."""
+    """No jump of the stamps is long enough to begin a hold: only what the owner says of its appends tells."""
     log.up_ms = up_ms
     log.off = -4_000
-    log.ticks(12_000, 12_010, 12_020)
+    log.ticks(10_510, 10_520, 10_530)
+    stamps = [record.timestamp for record in log.log.records[-4:]]
+    assert all(after - before <= log.settings.gap_ms for before, after in pairwise(stamps))
     assert len(log.seen.alarms) == 1
     assert log.engine.sessions.hold.on is held
-    log.touch_and_go_on(12_500, age_ms=2_000, since_ms=4_000)
+    log.touch_and_go_on(11_000, age_ms=2_000, since_ms=4_000)
     assert log.seen.endings == []
 
 
@@ -346,3 +349,28 @@ def test_a_first_owner_that_is_gone_after_one_tick_is_nothing_to_hold_the_next_a
     assert said.alarm is None
     assert clock.offset_ms == 0
     assert T0 + 9040 <= clock.time <= T0 + 9050
+
+
+def test_an_order_among_logins_that_were_given_one_stamp_ends_them_all(log: Stepped) -> None:
+    """The decision gives them its own instant, after the order's: which of them came first is not known any more."""
+    log.off = HOUR
+    log.add(6000, started("before", subject="u-2"))
+    log.ticks(6010, 6020)
+    log.add(6100, revocation_ordered(6005, subject="u-2"))  # from a topic whose leader's clock was right
+    assert log.engine.sessions.table.slot_of[ref("before")] not in log.engine.sessions.table.live_slots()
+    assert (log.ending.session, log.ending.cause) == (ref("before"), "revoked")
+
+
+def test_an_order_after_a_small_step_back_ends_the_login_before_it(log: Stepped) -> None:
+    """By its append time it came before the login; until the clock has caught up, the copy's stamp is the latest."""
+    log.add(5300, started("before", subject="u-2"))
+    log.off = -100
+    log.add(5390, revocation_ordered(5370 + log.off, subject="u-2"))
+    assert (log.ending.session, log.ending.cause) == (ref("before"), "revoked")
+
+
+def test_an_order_before_a_login_with_a_stamp_of_its_own_does_not_end_it(log: Stepped) -> None:
+    """The allowance is for stamps that are shared alone."""
+    log.add(5050, started("after", subject="u-2"))
+    log.add(5300, revocation_ordered(5040, subject="u-2"))
+    assert log.seen.endings == []

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from lapse.schemas import AGE_MAX_MS as AGE_MAX
 from lapse.schemas import Cause
 
-from tests.engine.records import Partition, at, default_policy, policy_adopted, ref, started, touched
+from tests.engine.records import Partition, at, default_policy, policy_adopted, ref, started, tick, touched
 
 GRACE = 250
 
@@ -201,12 +202,48 @@ def test_the_strictest_of_hold_max_warn_before_and_token_life() -> None:
     assert p.ending.deny_until == p.ending.decided_at + 4000
 
 
-def test_a_limit_shortened_over_an_old_session_leaves_a_denial_that_is_still_to_come() -> None:
-    """`deny_until = started_at + absolute_ms + age_max_ms`. (Past already: as without a limit.)"""
-    p = Partition(policy_adopted("long", 1, idle_ms=None, absolute_ms=30 * 86_400_000))
+HOUR = 3_600_000
+
+
+def _long(absolute_ms: int | None, version: int = 1) -> Any:
+    return policy_adopted("long", version, idle_ms=None, absolute_ms=absolute_ms)
+
+
+@pytest.mark.parametrize("age_ms", [HOUR // 2, 2 * HOUR - 10, 5 * HOUR])
+def test_a_limit_that_was_shortened_leaves_a_denial_for_as_long_as_old_tokens_may_live(age_ms: int) -> None:
+    """By the new limit the denial would end at once, or hours before the tokens that were made for the old one."""
+    p = Partition(_long(8 * HOUR))
     p.add(0, started(policy="long"))
-    five_days = 5 * 86_400_000
-    p.add(five_days, policy_adopted("long", 2, idle_ms=None, absolute_ms=8 * 3_600_000))
-    p.tick(five_days + 1)
-    assert p.ending.due_at == at(8 * 3_600_000)
-    assert p.ending.deny_until == p.ending.decided_at + 86_400_000
+    p.add(age_ms, _long(HOUR, 2))
+    p.add(age_ms + 1, started("new", policy="long"))
+    p.tick(age_ms + 2)
+    p.tick(age_ms + HOUR + 2)
+    denied = {ending.session: ending.deny_until for ending in p.endings}
+    assert denied[ref("s")] == at(8 * HOUR + AGE_MAX)
+    assert denied[ref("new")] == at(age_ms + 1 + HOUR + AGE_MAX), "who logs in afterwards has tokens by the new limit"
+
+
+def test_a_limit_where_there_was_none_leaves_a_denial_for_the_life_of_a_token() -> None:
+    p = Partition(_long(None))
+    p.add(0, started(policy="long", token_life_ms=3 * HOUR))
+    p.add(HOUR, _long(HOUR, 2))
+    p.tick(HOUR + 1)
+    assert p.ending.deny_until == p.ending.decided_at + 3 * HOUR
+
+
+def test_what_was_shortened_is_in_the_checkpoint() -> None:
+    p = Partition(_long(8 * HOUR))
+    p.add(0, started(policy="long"))
+    p.add(HOUR // 2, _long(HOUR, 2))
+    engine = p.restored(p.engine.cut().records)
+    (ending,) = engine.apply([p.log.add(HOUR + 1, tick(HOUR + 1))]).endings
+    assert ending.deny_until == at(8 * HOUR + AGE_MAX)
+
+
+def test_an_ending_long_after_its_due_leaves_a_denial_that_is_still_to_come() -> None:
+    """`deny_until = started_at + absolute_ms + age_max_ms`. (Past already: as without a limit.)"""
+    p = Partition(_long(8 * HOUR))
+    p.add(0, started(policy="long"))
+    p.tick(5 * 24 * HOUR)
+    assert p.ending.due_at == at(8 * HOUR)
+    assert p.ending.deny_until == p.ending.decided_at + 24 * HOUR

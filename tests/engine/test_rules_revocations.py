@@ -218,3 +218,17 @@ def test_an_order_for_an_ended_session_changes_nothing() -> None:
     p.add(20_010, started())
     assert len(p.endings) == 1
     assert p.is_live()
+
+
+def test_a_forgotten_cutoff_that_comes_back_in_the_state_is_forgotten_again() -> None:
+    """No meaning rests on a tombstone: a compaction that loses one must not stop the partition."""
+    p = short(session_life_max_ms=LIFE)
+    p.add(0, everyone_revoked(0))
+    state = [record for record in p.engine.cut().records if record[0][:1] == b"r"]
+    p.tick_until(LIFE + 1000)
+    engine = p.restored([*state, *p.engine.cut().records])
+    assert len(engine.sessions.cutoffs) == 0
+    latest = dict(p.engine.cut().records) | dict(state)
+    engine = p.restored(latest.items())
+    engine.apply([p.log.add(LIFE + 1500, started(age_ms=LIFE + 1200)), p.log.add(LIFE + 2500, touched())])
+    assert len(engine.sessions.cutoffs) == 0

@@ -148,12 +148,19 @@ def test_deny_until_is_start_plus_absolute_plus_age_max(how: str) -> None:
 
 @pytest.mark.parametrize(
     ("policy_life", "session_life", "expected"),
-    [(None, None, 86_400_000), (900, None, 900), (None, 700, 700), (900, 700, 900), (700, 900, 900)],
+    [
+        (None, None, 86_400_000),
+        (900, None, 900),
+        (None, 700, 700),
+        (900, 700, 900),
+        (700, 900, 900),
+        (None, 400 * 86_400_000, 30 * 86_400_000),
+    ],
 )
 def test_without_an_absolute_limit_deny_until_is_decided_plus_token_life(
     policy_life: int | None, session_life: int | None, expected: int
 ) -> None:
-    """Without an absolute limit `decided_at + token_life_ms` (policy or session, default 24 h)."""
+    """Without an absolute limit `decided_at + token_life_ms` (policy or session, default 24 h), within a life."""
     p = Partition(default_policy(IDLE, None, token_life_ms=policy_life))
     p.add(0, started(token_life_ms=session_life))
     p.tick_until(IDLE + 1000)

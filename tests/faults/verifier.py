@@ -22,6 +22,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ import orjson
 from aiokafka import ConsumerRecord
 
 from lapse.pipeline.demo.recompute import RawTopics, Verdict, recompute
-from lapse.pipeline.demo.walk import Rules
+from lapse.pipeline.demo.summary import rules_of
 from lapse.pipeline.engine import PartitionEngine
 from lapse.pipeline.processor.reading import read_to_end
 from lapse.pipeline.processor.restore import engine_settings
@@ -66,17 +67,7 @@ async def verify(settings: Settings, truth: Path | None, patience_s: float) -> R
     deadline = time.monotonic() + patience_s
     began = time.monotonic()
     topics = TopicNames(settings.prefix)
-    rules = Rules(
-        partitions=settings.partitions,
-        grace_ms=settings.grace_ms,
-        gap_ms=settings.gap_ms,
-        gap_grace_ms=settings.gap_grace_ms,
-        age_max_ms=settings.age_max_ms,
-        ended_memory_ms=settings.ended_memory_ms,
-        adopt_unknown=settings.unknown_sessions == "adopt",
-        copied_within_ms=_COPIED_WITHIN_MS,
-        settled_within_ms=_SETTLED_WITHIN_MS,
-    )
+    rules = replace(rules_of(settings), copied_within_ms=_COPIED_WITHIN_MS, settled_within_ms=_SETTLED_WITHIN_MS)
     while True:
         # State first, for a marker must not be of an offset that has not been read yet.
         state = await _read_state(settings, topics)

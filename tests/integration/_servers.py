@@ -20,7 +20,7 @@ from lapse.schemas import PackedTouches, Revocation, SessionTouched, TopicNames,
 
 from tests.consumers.support import Writer, free_port, read_all, writing
 
-__all__ = ["EXAMPLES", "WITHIN_S", "Service", "gunicorn", "serving", "token", "uvicorn"]
+__all__ = ["EXAMPLES", "WITHIN_S", "Service", "gunicorn", "serving", "token", "until_up", "uvicorn"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -116,7 +116,7 @@ async def serving(
     async with writing(settings) as writer:
         process = await asyncio.create_subprocess_exec(*command(port), cwd=EXAMPLES / example, env=environment)
         try:
-            await _until_up(process, port)
+            await until_up(process, port)
             yield Service(settings, writer, port)
         finally:
             if process.returncode is None:
@@ -125,7 +125,8 @@ async def serving(
         assert code in (0, -15), f"the example ended with {code}"
 
 
-async def _until_up(process: asyncio.subprocess.Process, port: int) -> None:
+async def until_up(process: asyncio.subprocess.Process, port: int) -> None:
+    """Return once a server that was started just now takes connections."""
     async with asyncio.timeout(30):
         while True:
             assert process.returncode is None, "the example ended by itself"

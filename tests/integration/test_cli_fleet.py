@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -19,10 +20,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 
 from lapse.pipeline.settings import Settings
 from lapse.schemas import PackedTouches, Revocation, SessionTouched, encode, session_reference
+from lapse.schemas.examples import EXAMPLES
 
 from tests.cli.running import flags_of, lapse, program
 from tests.consumers.support import Writer, writing
@@ -132,6 +135,65 @@ async def test_a_stopped_guard_and_a_service_without_one_stand_out(settings: Set
 
 
 @pytest.mark.slow
+async def test_a_guard_that_stops_leaves_one_that_is_killed_stays_and_a_service_all_of_whose_guards_stopped_has_none(
+    settings: Settings,
+) -> None:
+    async with writing(settings) as writer:
+        with (
+            guarding(settings, "shop", "runs") as runs,
+            guarding(settings, "shop", "stops") as stops,
+            guarding(settings, "shop", "dies") as dies,
+            guarding(settings, "legacy", "only") as only,
+        ):
+            await fresh(runs, stops, dies, only)
+            for process in (stops, only):
+                await asyncio.to_thread(process.communicate, "")
+                assert process.returncode == 0
+            dies.kill()
+
+            async def going_on() -> None:
+                while True:
+                    await publish(writer)
+                    await asyncio.sleep(1.0)
+
+            going = asyncio.create_task(going_on())
+            wanted = {("shop", "runs"): set[str](), ("shop", "dies"): {"silent"}, ("legacy", None): {"unguarded"}}
+            try:
+                code, rows = await until_seen(settings, wanted)
+            finally:
+                going.cancel()
+            assert code == 1
+            (row,) = [row for row in rows if row["instance"] == "runs"]
+            assert (row["stopped"], row["stale_after_ms"], row["on_stale"]) == (False, 10_000, "allow")
+
+
+@pytest.mark.slow
+async def test_a_stop_is_shown_and_a_report_of_an_older_sdk_is_read(settings: Settings) -> None:
+    old = dict(EXAMPLES["guard.status"])
+    for added in ("stopping", "stale_after_ms", "on_stale"):
+        del old[added]
+    old |= {"service": "shop", "applied": {}}
+    reports = [
+        old | {"instance": "old"},
+        old | {"instance": "stopped"},
+        # So it is told to the window's end, however slow the program is.
+        old | {"instance": "stopped", "stopping": True, "allowed_while_stale": 1},
+    ]
+    async with writing(settings) as writer:
+        for report in reports:
+            key = f"shop/{report['instance']}".encode()
+            await writer.producer.send_and_wait(writer.topics.enforcement, orjson.dumps(report), key=key)
+        _, rows = await asked(settings)
+        assert {row["instance"]: row["stopped"] for row in rows} == {"old": False, "stopped": True}
+        assert {row["instance"]: row["on_stale"] for row in rows} == {"old": None, "stopped": None}
+        table = await asyncio.to_thread(lapse, "fleet", settings=settings)
+        (line,) = [line for line in table.out.splitlines() if "stopped" in line]
+        assert re.search(r"stopped \d+\.\d s ago", line)
+        screen = await asyncio.to_thread(live_screen, settings, b"stopped")
+        assert b"shop" in screen
+
+
+@pytest.mark.slow
 async def test_an_estate_in_order_is_told_by_exit_code_0_and_seen_live(settings: Settings) -> None:
     async with writing(settings) as writer:
         await writer.watermarks()
@@ -148,7 +210,12 @@ def live_screen(settings: Settings, wanted: bytes) -> bytes:
     """Run `lapse fleet --live` at a terminal until it shows the text twice; end it by Ctrl-C."""
     mine, its = pty.openpty()
     process = subprocess.Popen(
-        program("fleet", "--live", *flags_of(settings)), stdin=its, stdout=its, stderr=its, start_new_session=True
+        program("fleet", "--live", *flags_of(settings)),
+        env={**os.environ, "COLUMNS": "200"},  # no cell is broken into lines
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
     )
     os.close(its)
     shown = b""

@@ -6,12 +6,13 @@ A real guard over a real broker; the processor's and the operators' records are 
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from lapse.consumers import Cause, Ended, Guard, session_reference
-from lapse.consumers.guard import feed
+from lapse.consumers.guard import backlog, feed
 from lapse.pipeline.operations.connection import administering
 from lapse.pipeline.operations.topics import apply_topics
 from lapse.pipeline.settings import Settings
@@ -46,6 +47,30 @@ async def test_it_is_right_from_the_first_check(settings: Settings) -> None:
             assert guard.check(revoked).revocation == "r-1"
             assert guard.check(session_reference("live")).allowed
             assert guard.entries == 301
+
+
+async def test_it_fetches_ahead_until_it_has_caught_up_and_then_as_aiokafka_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[float] = []
+    resting: list[int] = []
+    clients: list[Any] = []
+
+    def ends(client: Any, usual: float | None) -> None:
+        clients.append(client)
+        during.append(client._fetcher._prefetch_backoff)
+        resting.append(len(client.paused()))
+        backlog.end_backlog(client, usual)
+
+    monkeypatch.setattr(feed, "end_backlog", ends)
+    async with writing(settings) as writer:
+        await writer.end(session_reference("one"), "u-1")
+        async with _guard(settings) as guard:
+            assert guard.fresh
+            assert during == [0.0, 0.0]
+            assert resting == [settings.partitions] * 2
+            assert [client._fetcher._prefetch_backoff for client in clients] == [0.1, 0.1]
+            assert [client.paused() for client in clients] == [set(), set()]
 
 
 async def test_endings_and_revocations_arrive_live_and_hooks_are_called_once(settings: Settings) -> None:

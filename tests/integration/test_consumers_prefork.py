@@ -77,5 +77,6 @@ async def test_every_process_of_the_tree_is_right_from_its_first_check_and_tells
         {("session.closed", session_reference(f"{name}-0")): 1 for name in names}
         | {("session.started", session_reference("parent-login")): 1}
     )
-    instances = {report.instance for report in reports if isinstance(report, GuardStatus)}
-    assert len(instances) == len(names)
+    last = {report.instance: report for report in reports if isinstance(report, GuardStatus)}
+    assert len(last) == len(names)
+    assert all(report.stopping for report in last.values())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import websockets
 
 from lapse.pipeline.settings import Settings
 from lapse.schemas import SessionClosed, SessionStarted, TopicNames, parse_activity
@@ -113,3 +114,48 @@ async def test_a_login_is_told_touched_refused_and_its_stream_is_closed(
                 more = await read_all(settings, activity, len(records) + 1)
                 records = [parse_activity(record.value) for record in more]
         assert [record.subject for record in closed] == ["1"]
+
+
+async def test_a_websocket_of_channels_is_touched_closed_and_not_opened_again(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async with (
+        serving(
+            settings,
+            "django",
+            uvicorn("--lifespan", "off", "asgi:application"),
+            **await _project(tmp_path / "db.sqlite3"),
+        ) as service,
+        service.client() as ann,
+        service.client() as bob,
+    ):
+        url = f"ws://127.0.0.1:{service.port}/chat"
+
+        def opened(client: httpx2.AsyncClient) -> websockets.connect:
+            headers = {"cookie": f"sessionid={client.cookies['sessionid']}"}
+            return websockets.connect(url, additional_headers=headers, origin=websockets.Origin(service.url))
+
+        await _login(ann, "ann")
+        await _login(bob, "bob")
+        records = await read_all(settings, TopicNames(settings.prefix).activity, 2)
+        told = [parse_activity(record.value) for record in records]
+        started = {record.subject: record for record in told if isinstance(record, SessionStarted)}
+        with pytest.raises(websockets.InvalidStatus):  # nobody's: the consumer itself refuses
+            await websockets.connect(url, origin=websockets.Origin(service.url))
+        async with opened(ann) as of_ann, opened(bob) as of_bob:  # no request of theirs has touched anything else
+            for socket in (of_ann, of_bob):
+                await socket.send("hello")
+                assert await socket.recv() == "hello"
+            await service.touched(started["1"].session)
+            await service.revoke("1")
+            async with asyncio.timeout(2):
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await of_ann.recv()
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "session ended: revoked")
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await opened(ann)
+            assert refused.value.response.status_code == 401
+            await of_bob.send("still here")
+            assert await of_bob.recv() == "still here"
+        assert (await ann.get("/", headers=HTML)).headers["location"] == "/accounts/login/?next=/"

@@ -4,6 +4,8 @@ import asyncio
 import secrets
 
 import httpx2
+import pytest
+import websockets
 
 from lapse.consumers import session_reference
 from lapse.pipeline.settings import Settings
@@ -21,7 +23,7 @@ def _is_refused(answer: httpx2.Response) -> bool:
     return answer.status_code == 401
 
 
-async def test_a_flask_session_is_touched_refused_and_its_stream_is_closed(settings: Settings) -> None:
+async def test_a_flask_session_is_touched_refused_and_what_is_open_is_closed(settings: Settings) -> None:
     variables = {
         "FLASK_SECRET_KEY": secrets.token_hex(),
         "FLASK_LAPSE_KAFKA": settings.kafka,
@@ -39,13 +41,26 @@ async def test_a_flask_session_is_touched_refused_and_its_stream_is_closed(setti
         assert (await browser.get("/me")).text == "u-1"
         assert (await poller.get("/me", headers={"x-lapse-background": "1"})).status_code == 200
         assert polled not in await service.touched(session)
-        async with browser.stream("GET", "/events") as response:
+        url, headers = f"ws://127.0.0.1:{service.port}/chat", {"cookie": f"session={browser.cookies['session']}"}
+        async with (
+            websockets.connect(url, additional_headers=headers) as socket,
+            browser.stream("GET", "/events") as response,
+        ):
+            await socket.send("hello")
+            assert await socket.recv() == "hello"
             parts = response.aiter_bytes()
             assert await anext(parts) == b"data: hello\n\n"
             await service.revoke("u-1")
             async with asyncio.timeout(2):  # it waits for five seconds between two parts
                 assert [part async for part in parts if b"still here" in part] == []
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await socket.recv()
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "session ended: revoked")
         answer = await service.refused(lambda: browser.get("/me"), _is_refused)
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(url, additional_headers=headers)
+        assert refused.value.response.status_code == 401
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["cause"] == "revoked"
         assert (await bystander.get("/me")).text == "u-3"

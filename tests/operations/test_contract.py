@@ -126,7 +126,15 @@ def test_policies_have_one_partition() -> None:
 
 
 def test_topics_that_nothing_places_may_have_any_count() -> None:
-    assert problems_of(with_partitions(3, NAMES.violations, NAMES.dead_letters, NAMES.enforcement)) == []
+    assert problems_of(with_partitions(3, NAMES.enforcement)) == []
+    assert problems_of(with_partitions(9, NAMES.violations, NAMES.dead_letters)) == []
+
+
+@pytest.mark.parametrize("topic", [NAMES.violations, NAMES.dead_letters])
+def test_what_owners_report_to_needs_a_partition_for_each_of_them(topic: str) -> None:
+    [problem] = problems_of(with_partitions(3, topic))
+    assert (problem.topic, problem.setting, problem.found, problem.expected) == (topic, "partitions", "3", "8")
+    assert "--alter" in problem.remedy
 
 
 def test_fewer_replicas_than_was_asked_for_are_refused() -> None:

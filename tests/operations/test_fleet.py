@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from lapse.pipeline.operations.fleet import APPLY_WITHIN_MS, REVOCATIONS_MAX, SILENT_AFTER_MS, STALE_AFTER_MS, Fleet
+from lapse.pipeline.operations.fleet import (
+    APPLY_WITHIN_MS,
+    LEAVING_MS,
+    REVOCATIONS_MAX,
+    SILENT_AFTER_MS,
+    STALE_AFTER_MS,
+    Fleet,
+)
 from lapse.schemas import GuardApplied, GuardStatus
 
 NOW = 1_000_000
@@ -63,12 +70,94 @@ def test_a_guard_is_silent_at_the_bound_and_forgotten_after_the_window_though_it
     assert kinds(fleet, NOW + WITHIN + 1) == {("shop", None): ["unguarded"]}
 
 
-def test_a_stale_guard_stands_out_at_the_bound() -> None:
+@pytest.mark.parametrize(("named", "limit"), [(None, STALE_AFTER_MS), (3_000, 3_000), (60_000, 60_000)])
+def test_a_stale_guard_stands_out_at_its_own_bound(named: int | None, limit: int) -> None:
     fleet = Fleet()
-    fleet.status(status(stale_ms=STALE_AFTER_MS - 1), NOW, (0, 0))
+    fleet.status(status(stale_ms=limit - 1, stale_after_ms=named), NOW, (0, 0))
     assert kinds(fleet) == {("shop", "a"): []}
-    fleet.status(status(stale_ms=STALE_AFTER_MS), NOW, (0, 1))
+    fleet.status(status(stale_ms=limit, stale_after_ms=named), NOW, (0, 1))
     assert kinds(fleet) == {("shop", "a"): ["stale"]}
+
+
+def test_of_a_stale_guard_it_is_told_what_it_does_meanwhile() -> None:
+    fleet = Fleet()
+    fleet.status(status(stale_ms=3_000, stale_after_ms=3_000, on_stale="deny"), NOW, (0, 0))
+    (row,) = fleet.rows(NOW, WITHIN)
+    assert "on_stale=deny" in row.findings[0].about
+    assert "3.0 s" in row.findings[0].about
+
+
+def stopping(instance: str = "a", **fields: Any) -> GuardStatus:
+    return status(instance=instance, stopping=True, **fields)
+
+
+def test_a_guard_that_was_told_to_stop_is_shown_so_and_leaves_soon_whatever_it_lacked() -> None:
+    fleet = Fleet()
+    fleet.expect({"expiries": [12, 0], "revocations": [9, 0]}, [0])
+    fleet.status(stopping(stale_ms=STALE_AFTER_MS), NOW, (0, 0))
+    fleet.revocation("r", NOW - APPLY_WITHIN_MS, (0, 8))
+    (row,) = fleet.rows(NOW + LEAVING_MS - 1, WITHIN)
+    assert (row.stopped, row.findings, row.behind) == (True, (), None)
+    assert fleet.rows(NOW + LEAVING_MS, WITHIN) == []
+
+
+def test_beside_a_stopped_guard_a_killed_one_stands_out() -> None:
+    fleet = Fleet()
+    fleet.status(status(instance="killed"), NOW, (0, 0))
+    fleet.status(stopping("stopped"), NOW, (0, 1))
+    fleet.status(status(instance="running"), NOW + SILENT_AFTER_MS, (0, 2))
+    fleet.activity("shop", NOW + LEAVING_MS)
+    assert kinds(fleet, NOW + SILENT_AFTER_MS) == {
+        ("shop", "killed"): ["silent"],
+        ("shop", "running"): [],
+        ("shop", "stopped"): [],
+    }
+
+
+def test_who_starts_again_under_its_name_runs() -> None:
+    fleet = Fleet()
+    fleet.status(stopping(), NOW, (0, 0))
+    fleet.status(status(), NOW + 1_000, (0, 1))
+    fleet.activity("shop", NOW + LEAVING_MS)
+    (row,) = fleet.rows(NOW + 1_000, WITHIN)
+    assert not row.stopped
+    assert kinds(fleet, NOW + LEAVING_MS) == {("shop", "a"): ["silent"]}
+
+
+def test_a_service_that_publishes_after_its_last_guard_has_stopped_has_none() -> None:
+    fleet = Fleet()
+    fleet.status(stopping("a"), NOW, (0, 0))
+    fleet.status(stopping("b"), NOW + 1_000, (0, 1))
+    fleet.activity("shop", NOW + 1_000 + LEAVING_MS - 1)  # flushed by its publishers as they stopped
+    assert kinds(fleet, NOW + 60_000) == {}
+    fleet.activity("shop", NOW + 1_000 + LEAVING_MS)
+    assert kinds(fleet, NOW + 60_000) == {("shop", None): ["unguarded"]}
+    (row,) = fleet.rows(NOW + 60_000, WITHIN)
+    assert "stopped" in row.findings[0].about
+
+
+def test_a_service_that_was_shut_down_leaves_and_does_not_come_back_with_its_last_activity() -> None:
+    fleet = Fleet()
+    fleet.status(stopping(), NOW, (0, 0))
+    fleet.activity("shop", NOW + 2_000)
+    for later in range(0, WITHIN + 60_000, 500):
+        assert all(found == [] for found in kinds(fleet, NOW + later).values())
+    assert kinds(fleet, NOW + WITHIN + 60_000) == {}
+
+
+def test_activity_of_before_the_window_says_nothing_of_now() -> None:
+    fleet = Fleet()
+    fleet.activity("legacy", NOW)
+    assert kinds(fleet, NOW + WITHIN) == {("legacy", None): ["unguarded"]}
+    assert kinds(fleet, NOW + WITHIN + 1) == {}
+
+
+def test_what_a_stopped_guard_let_pass_is_told_to_the_windows_end() -> None:
+    fleet = Fleet()
+    fleet.status(status(), NOW, (0, 0))
+    fleet.status(stopping(allowed_while_stale=2), NOW, (0, 1))
+    assert kinds(fleet, NOW + WITHIN) == {("shop", "a"): ["allowed_while_stale"]}
+    assert kinds(fleet, NOW + WITHIN + 1) == {}
 
 
 def test_sessions_let_pass_while_stale_count_within_the_window_and_over_a_restart() -> None:
@@ -98,10 +187,12 @@ def test_only_a_status_younger_than_the_ends_is_held_against_them() -> None:
     assert kinds(fleet) == {("shop", "a"): []}
 
 
-def test_who_is_silent_is_not_waited_for() -> None:
+def test_who_is_silent_or_has_stopped_is_not_waited_for() -> None:
     fleet = Fleet()
     fleet.status(status(), NOW - SILENT_AFTER_MS, (0, 0))
     fleet.expect({"expiries": [12, 0]}, [1])
+    assert fleet.is_judged(NOW)
+    fleet.status(stopping(), NOW, (0, 0))  # it says no more
     assert fleet.is_judged(NOW)
 
 
@@ -164,6 +255,17 @@ def test_one_revocation_is_answered_for_every_instance_fastest_first() -> None:
         ("hung", "missing", None, 30_000),
         (None, "unguarded", None, None),
     ]
+
+
+def test_of_one_revocation_it_is_told_who_stopped_without_it_unless_that_was_before_it_was_ordered() -> None:
+    fleet = Fleet("r")
+    fleet.revocation("r", NOW, (0, 5))
+    fleet.status(stopping("before"), NOW - 1, (0, 0))
+    fleet.status(stopping("without"), NOW, (0, 1))
+    fleet.status(stopping("with", applied={"revocations": [5, -1]}), NOW, (0, 2))
+    fleet.activity("shop", NOW + LEAVING_MS)
+    found = [(one.instance, one.state) for one in fleet.enforcement(NOW + LEAVING_MS)]
+    assert found == [("with", "known"), ("without", "stopped"), (None, "unguarded")]
 
 
 def test_what_is_kept_is_bounded() -> None:

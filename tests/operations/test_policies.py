@@ -21,6 +21,7 @@ def policy(**limits: Any) -> Policy:
     ("limits", "named"),
     [
         ({"absolute_ms": 86_400_001}, "session_life_max_ms"),
+        ({"token_life_ms": 86_400_001}, "session_life_max_ms"),
         ({"warn_before_ms": 900_000}, "warn_before_ms"),
         ({"idle_ms": None, "warn_before_ms": 28_800_000}, "warn_before_ms"),
     ],

@@ -14,7 +14,7 @@ TABLE = {
     "lapse.activity": ("delete", None, 7 * DAY_MS),
     "lapse.revocations": ("delete", None, LIFE_MS),
     "lapse.policies": ("compact", None, None),
-    "lapse.expiries": ("compact,delete", None, LIFE_MS),
+    "lapse.expiries": ("compact,delete", None, LIFE_MS + DAY_MS),
     "lapse.warnings": ("delete", DAY_MS, None),
     "lapse.state": ("compact", None, None),
     "lapse.enforcement": ("compact,delete", 7 * DAY_MS, None),
@@ -61,8 +61,8 @@ def test_policies_have_one_partition_however_many_the_others_have() -> None:
 
 def test_revocations_and_endings_are_kept_for_the_longest_session_life() -> None:
     specs = topics(session_life_max_ms=90 * DAY_MS)
-    for name in ("lapse.revocations", "lapse.expiries"):
-        assert specs[name].trimmed_after_ms == 90 * DAY_MS
+    assert specs["lapse.revocations"].trimmed_after_ms == 90 * DAY_MS
+    assert specs["lapse.expiries"].trimmed_after_ms == 91 * DAY_MS, "denials may outlast the session life by age_max_ms"
 
 
 def test_no_brokers_clock_empties_what_decisions_rest_on() -> None:

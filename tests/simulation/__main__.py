@@ -1,7 +1,8 @@
 """`python -m tests.simulation --seeds N [--first S] [--only worlds|histories]`: run seeds, report, name what fails.
 
 Seeds are spread over processes (`--processes`). Of the first world that fails the seed is printed, then the least of
-its plan that still fails (`--no-shrink`: all of it) and what happens in it. `--first SEED --seeds 1` runs it again.
+its plan that still fails (`--no-shrink`: all of it) and what happens in it; of the first history that fails, its
+shortest beginning that does. `--first SEED --seeds 1` runs it again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.simulation.plan import Plan
-from tests.simulation.runs import RUNS, Figures, Outcome, run_chunk
+from tests.simulation.drawing import draw
+from tests.simulation.runs import RUNS, Figures, Outcome, run_chunk, tell_history
 from tests.simulation.shrink import failure_of, shrink, transcript
 
 __all__ = ["main"]
@@ -50,9 +51,12 @@ def _run(name: str, options: argparse.Namespace) -> bool:
         done += count
         figures.add(more)
         if failure is not None:
-            print(f"{name}: seed {failure[0]} failed\n{failure[1]}", flush=True)
+            rate = done / (time.perf_counter() - began)
+            print(f"{name}: {done} held, {rate:.1f} seeds/s; seed {failure[0]} failed\n{failure[1]}", flush=True)
             if name == "worlds":
                 _explain(failure[0], whole=options.no_shrink)
+            else:
+                print(tell_history(failure[0]), flush=True)
             return False
         if time.perf_counter() - told_at > 60:
             told_at = time.perf_counter()
@@ -77,7 +81,7 @@ def _outcomes(run: Callable[[range], Outcome], chunks: list[range], processes: i
 
 
 def _explain(seed: int, *, whole: bool) -> None:
-    plan = Plan.of(seed) if whole else shrink(Plan.of(seed))
+    plan = draw(seed) if whole else shrink(draw(seed))
     print(transcript(plan))
     print(failure_of(plan), flush=True)
 

@@ -16,10 +16,11 @@ from lapse.pipeline.engine import PartitionEngine
 from tests.engine.histories import History, random_settings
 from tests.engine.replay import replay
 from tests.simulation.checkers import check
+from tests.simulation.drawing import draw
 from tests.simulation.plan import Plan
 from tests.simulation.world import World
 
-__all__ = ["RUNS", "Failure", "Figures", "Outcome", "run_chunk", "run_history", "run_plan", "run_world"]
+__all__ = ["RUNS", "Failure", "Figures", "Outcome", "run_chunk", "run_history", "run_plan", "run_world", "tell_history"]
 
 HISTORY_LENGTH = 150
 
@@ -65,12 +66,33 @@ def run_plan(plan: Plan, figures: Figures | None = None, **kinds: Any) -> None:
 
 def run_world(seed: int, figures: Figures | None = None, **kinds: Any) -> None:
     """Run the world of a seed and check it."""
-    run_plan(Plan.of(seed), figures, **kinds)
+    run_plan(draw(seed), figures, **kinds)
 
 
-def run_history(seed: int, _: Figures | None = None, *, engine_class: type[Any] = PartitionEngine) -> None:
-    """Write one history and have the engine read it."""
-    _run(f"history {seed}", lambda: _history(seed, engine_class))
+def run_history(
+    seed: int,
+    _: Figures | None = None,
+    *,
+    engine_class: type[Any] = PartitionEngine,
+    length: int = HISTORY_LENGTH,
+) -> None:
+    """Write one history and have the engine read the first `length` records of it."""
+    history = _history(seed)
+    steps = history.write(HISTORY_LENGTH)[:length]
+    _run(f"history {seed}", lambda: replay(steps, history.settings, random.Random(~seed), engine_class))
+
+
+def tell_history(seed: int, **kinds: Any) -> str:
+    """Return the shortest beginning of a history that fails, record by record, and why it fails."""
+    for length in range(1, HISTORY_LENGTH + 1):
+        try:
+            run_history(seed, length=length, **kinds)
+        except Failure as failure:
+            history = _history(seed)
+            records = [step.record for step in history.write(HISTORY_LENGTH)[:length]]
+            told = [f"{one.offset:5}  {one.timestamp}  {one.value!r}" for one in records]
+            return "\n".join([str(history.settings), *told, str(failure)])
+    return f"history {seed} holds"
 
 
 def _world(world: World) -> None:
@@ -78,10 +100,9 @@ def _world(world: World) -> None:
     check(world)
 
 
-def _history(seed: int, engine_class: type[Any]) -> None:
+def _history(seed: int) -> History:
     rng = random.Random(seed)
-    history = History(rng, random_settings(rng))
-    replay(history.write(HISTORY_LENGTH), history.settings, rng, engine_class)
+    return History(rng, random_settings(rng))
 
 
 def _run(name: str, run: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from lapse.pipeline.engine import Checkpoint, Effects, EngineSettings, LogRecord, PartitionEngine
 
-from tests.simulation.runs import Failure, run_history
+from tests.simulation.runs import Failure, run_history, tell_history
 
 SEEDS_MAX = 150
 StateRecord = tuple[bytes, bytes | None]
@@ -140,6 +140,24 @@ def test_an_engine_that_says_something_else_is_found(name: str) -> None:
             return effects
 
     assert _is_rejected(Liar)
+
+
+def test_a_failing_history_is_told_by_its_shortest_beginning() -> None:
+    """Whoever reads it sees the settings, the records up to the one that shows the fault, and the reason."""
+
+    class Silent(Wrong):
+        def apply(self, records: Sequence[LogRecord]) -> Effects:
+            effects = self.engine.apply(records)
+            effects.dead_letters.clear()
+            return effects
+
+    told = tell_history(0, engine_class=Silent).splitlines()
+    records = next(n for n, line in enumerate(told) if line.startswith("history 0: ")) - 1
+    assert told[0].startswith("EngineSettings(")
+    assert "dead_letters" in told[-1]
+    run_history(0, engine_class=Silent, length=records - 1)
+    with pytest.raises(Failure):
+        run_history(0, engine_class=Silent, length=records)
 
 
 STATES: dict[str, Callable[[list[StateRecord]], list[StateRecord]]] = {

@@ -10,6 +10,7 @@ import pytest
 
 from tests.simulation import runs
 from tests.simulation.__main__ import main
+from tests.simulation.drawing import draw
 from tests.simulation.plan import STEPS, ClockStep, Outage, Plan
 from tests.simulation.runs import Figures, run_history, run_world
 from tests.simulation.shrink import shrink
@@ -34,7 +35,7 @@ def test_histories_hold(first: int) -> None:
 
 def test_the_same_seed_is_the_same_run() -> None:
     """A failure's seed is worth something: the run repeats itself, record by record."""
-    first, second = World(Plan.of(7)), World(Plan.of(7))
+    first, second = World(draw(7)), World(draw(7))
     first.run()
     second.run()
     assert first.broker.activity == second.broker.activity
@@ -60,7 +61,7 @@ def test_plans_draw_steps_of_every_kind_at_a_distance() -> None:
     """Steps of clocks are of 20 ms to days, in both directions, and as far apart as is promised."""
     kinds: Counter[str] = Counter()
     for seed in range(300):
-        plan = Plan.of(seed)
+        plan = draw(seed)
         steps = [fault for fault in plan.faults if isinstance(fault, ClockStep)]
         assert plan.clock == "disciplined" or not steps
         assert all(b.at - a.at >= 15_000 for a, b in pairwise(steps))
@@ -75,12 +76,12 @@ _SIZES = (("a bracket", 250), ("seconds", 5000), ("an hour", 3_600_000), ("days"
 
 def test_a_failing_plan_is_made_as_small_as_it_fails() -> None:
     """What does not matter is left out: of this one the outage matters, and one person."""
-    seed = next(seed for seed in range(100) if Plan.of(seed).outages and len(Plan.of(seed).faults) > 3)
+    seed = next(seed for seed in range(100) if draw(seed).outages and len(draw(seed).faults) > 3)
 
     def fails(plan: Plan) -> str | None:
         return "world: AssertionError: early: so" if plan.outages and plan.people else None
 
-    least = shrink(Plan.of(seed), fails)
+    least = shrink(draw(seed), fails)
     assert [type(fault) for fault in least.faults] == [Outage]
     assert len(least.people) == 1
     assert (least.people[0].acts, least.orders, least.policies) == ((), (), ())

@@ -17,6 +17,7 @@ from lapse.pipeline.engine import Checkpoint, Effects, EngineSettings, LogRecord
 from lapse.pipeline.engine.append_clock import AppendClock
 
 from tests.simulation.broker import Broker
+from tests.simulation.drawing import draw
 from tests.simulation.owner import Owner
 from tests.simulation.plan import Crash, Plan
 from tests.simulation.runs import Failure, run_plan
@@ -27,7 +28,7 @@ from tests.simulation.world import World
 SEEDS_MAX = 200
 
 
-def _found(plan_of: Callable[[int], Plan] = Plan.of, /, **kinds: Any) -> str:
+def _found(plan_of: Callable[[int], Plan] = draw, /, **kinds: Any) -> str:
     """Return by which check what is wrong is found; none: it is not."""
     for seed in range(SEEDS_MAX):
         try:
@@ -97,7 +98,7 @@ ENGINES = [RandomIds, SettlesWithoutGrace, ForgetsCutoffs, ForgetsOrigins, Vouch
 def test_the_real_engine_passes_behind_the_same_interface() -> None:
     """The wrapping itself changes nothing, so that what fails below fails for its one fault."""
     for seed in range(20):
-        run_plan(Plan.of(seed), engine_class=Behind)
+        run_plan(draw(seed), engine_class=Behind)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=[engine.__name__ for engine in ENGINES])
@@ -153,7 +154,7 @@ class WaitsForRoomInSilence(Owner):
 
 def _one_misplaced(seed: int) -> Plan:
     """Draw an estate with a single misplaced record, which is in the backlog of workers that start anew."""
-    plan = Plan.of(seed)
+    plan = draw(seed)
     lone, *others = plan.people
     lone = replace(lone, login_at=10_000, acts=(), closed_at=None, scattered=True)
     people = (lone, *(replace(one, scattered=False) for one in others))
@@ -214,4 +215,4 @@ def test_an_engine_that_does_not_wait_is_found_by_the_truth(monkeypatch: pytest.
 
 def test_a_real_engine_is_what_is_run() -> None:
     """Without another class it is the engine that workers run."""
-    assert World(Plan.of(0)).engine_class is PartitionEngine
+    assert World(draw(0)).engine_class is PartitionEngine

@@ -5,7 +5,7 @@ ending names as its evidence was appended, which is when it was decided.
 
 Never early, whatever broke:
     idle       not before the idle limit after the last act of an unbroken chain of acts, the strictest limit of those
-               that were in force by then
+               that were in force by then; acts that may have been appended after the strictest absolute limit apart
     absolute   not before the login plus the strictest absolute limit
     revoked    an order covers the session; closed: the person logged out
 Missed, within a bound: each session ends within PROMPT_MS of when it is over by the most lenient reading while nothing
@@ -20,6 +20,7 @@ to hold is left out (`is_beyond_promise`), by the log: two steps between two tic
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -107,16 +108,32 @@ def _is_kept_apart(world: World, person: Person) -> bool:
     return person.services > 1 and bool(world.plan.outages)
 
 
-def _over_after(person: Person, limits: Limits, hold_max_ms: int, margin_ms: int = 0) -> int:
-    """Return when the person is idle for too long: after the last act of the chain that no pause breaks."""
+def _over_after(
+    person: Person, limits: Limits, hold_max_ms: int, margin_ms: int = 0, known_until: float = math.inf
+) -> int:
+    """Return when the person is idle for too long: after the last act of the chain that no pause breaks.
+
+    Args:
+        known_until: later acts may not count.
+    """
     last = person.login_at
     for act in person.acts:
         if act.kind == "refresh":
             continue
-        if act.at >= last + limits.idle_ms - margin_ms:
+        if act.at >= min(last + limits.idle_ms, known_until) - margin_ms:
             break
         last = max(last, act.at + min(act.hold_ms, hold_max_ms))
     return last + limits.idle_ms
+
+
+def _appended_before(world: World, absolute_due: float) -> float:
+    """Return up to when acts are sure to have been appended before an absolute limit.
+
+    What comes after it does not count, also where a longer limit is in force by then that the partition's log had not
+    been told of yet.
+    """
+    outages = [outage.at for outage in world.plan.outages if outage.at < absolute_due <= outage.until]
+    return min([absolute_due, *outages]) - world.plan.touch_interval_ms
 
 
 def _covers(order: Order, person: Person, at: float, near_ms: float) -> bool:
@@ -152,9 +169,16 @@ def _check_not_early(world: World, person: Person, ending: dict[str, Any], decid
             return  # what is forwarded comes as late as the owner that forwards it
         if _is_kept_apart(world, person):
             return
-        strictest = Limits(min(limits.idle_ms for limits in in_force), 0)
+        strictest = Limits(min(limits.idle_ms for limits in in_force), min(limits.absolute_ms for limits in in_force))
         # People keep clear of the limit that they know; a new one may pass between an act and its append.
-        over = _over_after(person, strictest, plan.hold_max_ms, MARGIN_MS if len(world.adopted_at) > 1 else 0)
+        changed = len(world.adopted_at) > 1
+        over = _over_after(
+            person,
+            strictest,
+            plan.hold_max_ms,
+            MARGIN_MS if changed else 0,
+            _appended_before(world, person.login_at + strictest.absolute_ms) if changed else math.inf,
+        )
     assert decided >= over - slack, (
         f"early: {person.session} ended as {cause} at {decided:.0f}, but was live until {over}"
     )

@@ -5,10 +5,11 @@ partitions they own, with checkpoints, ticks, copies and forwards; operators rev
 in the plan (plan.py), all that happens is on one heap of events in true time, and nothing sleeps. The world keeps what
 truly happened apart from what an engine can know, for the checkers.
 
-    plan.py     what a seed decides            service.py   people's services, with the SDK's own outbox
-    broker.py   topics, clocks, fences         process.py   a worker: its clock, its outlets, its death
+    plan.py     what is decided beforehand     drawing.py   by which seed
+    broker.py   topics, clocks, fences         service.py   people's services, with the SDK's own outbox
+    group.py    who owns what                  process.py   a worker: its clock, its outlets, its death
     owner.py    one owned partition            ticking.py   its ticks          copier.py  its copies
-    group.py    who owns what                  checkers.py  was all of it right?
+    checkers.py was all of it right?
 """
 
 from __future__ import annotations

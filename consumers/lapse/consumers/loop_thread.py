@@ -1,7 +1,7 @@
 """How does a threaded or pre-forked service run what needs an event loop?
 
-In one thread of its own, a daemon, with its own loop, that requests hand work to. A process that forks has the thread
-in the parent only; the child is told (`Forkable`), starts anew when it first needs to, and shares nothing:
+In one thread of its own, a daemon, with its own loop, that requests hand work to (`InThread`). A process that forks has
+the thread in the parent only; the child is told, starts anew when it first needs to, and shares nothing:
 
     - the child's copies of the loop's sockets, and of its epoll, are replaced by /dev/null. Closed in the ordinary way
       they would take the parent's sockets out of the epoll that both processes share; left open, a broker would see the
@@ -22,10 +22,12 @@ import os
 import selectors
 import threading
 import weakref
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
 
-__all__ = ["CALL_ERRORS", "Forkable", "LoopThread", "end_at_exit", "has_ended", "keep_inherited", "tell_of_forks"]
+__all__ = ["CALL_ERRORS", "InThread", "LoopThread", "end_at_exit", "has_ended"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -110,39 +112,68 @@ class LoopThread:
             self.loop.close()
 
 
-class Forkable(Protocol):
-    """What is told in a child that the process was forked."""
+class InThread(ABC, Generic[T]):
+    """One of these a process, in a thread of its own; `with` starts and stops it.
 
-    def after_fork(self) -> None: ...
+    Args:
+        make: makes what runs in the thread, for this process and for each child.
+    """
+
+    _has_thread = True  # one for tests has none
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._renew()
+        _told.add(self)
+
+    def _renew(self) -> None:
+        """Make what belongs to one process."""
+        self._inner = self._make()
+        self._thread: LoopThread | None = None
+        self._starting = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start in this process. Started already: it does nothing."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop, and end the thread."""
+
+    def after_fork(self) -> None:
+        """In a forked child: start anew, with nothing of the parent's."""
+        if self._thread is not None:
+            self._thread.abandon()
+        _inherited.append(self._inner)
+        self._renew()
+
+    def at_exit(self) -> None:
+        """The process ends in the ordinary way: so does the thread, before what it stands on."""
+        self.stop()
 
 
-class _Ending(Protocol):
-    def at_exit(self) -> None: ...
+_inherited: Final[list[object]] = []  # the parent's objects, kept from being finalized in a child
+_told: "Final[weakref.WeakSet[InThread[Any]]]" = weakref.WeakSet()
+_running: "Final[dict[InThread[Any], None]]" = {}  # held: what runs must be ended although its maker has forgotten it
 
 
-_inherited: Final[list[object]] = []
-_told: "Final[weakref.WeakSet[Forkable]]" = weakref.WeakSet()
-_running: "Final[dict[_Ending, None]]" = {}  # held: what runs must be ended although its maker has forgotten it
-
-
-def tell_of_forks(one: Forkable) -> None:
-    """Call `after_fork` in every child, for as long as the object lives."""
-    _told.add(one)
-
-
-def end_at_exit(one: _Ending) -> None:
+def end_at_exit(one: InThread[Any]) -> None:
     """Call `at_exit` when the process ends in the ordinary way."""
     _running[one] = None
 
 
-def has_ended(one: _Ending) -> None:
+def has_ended(one: InThread[Any]) -> None:
     """Call `at_exit` no more."""
     _running.pop(one, None)
-
-
-def keep_inherited(*objects: object) -> None:
-    """Keep the parent's objects from being finalized in a child."""
-    _inherited.extend(objects)
 
 
 def _forked() -> None:

@@ -360,12 +360,14 @@ class SyncMemoryPublisher(SyncActivityPublisher):
         self, *, service: str = "test", clock: ManualClock | None = None, touch_interval_ms: int = 5_000
     ) -> None:
         self.clock = clock if clock is not None else ManualClock()
+        self._touch_interval_ms = touch_interval_ms
         super().__init__("memory", service=service, touch_interval_ms=touch_interval_ms, clock=self.clock)
 
-    def _publisher(self) -> MemoryPublisher:
-        interval_ms: int = self._options["touch_interval_ms"]
-        self._memory = MemoryPublisher(service=self.service, clock=self.clock, touch_interval_ms=interval_ms)
-        return self._memory
+    def _renew(self) -> None:
+        super()._renew()
+        self._inner = self._memory = MemoryPublisher(
+            service=self.service, clock=self.clock, touch_interval_ms=self._touch_interval_ms
+        )
 
     def start(self) -> None:
         """Take notes again, if it was stopped."""

@@ -1,14 +1,8 @@
 """What is this process told to do, and by whom?
 
-Every setting can be given in three places; the first that names it wins:
-
-1. a flag, which reaches `Settings(...)` as a keyword (None means: not given),
-2. a variable `LAPSE_<NAME>`,
-3. a line `name = value` in `lapse.toml` in the current directory.
-
-What is refused is refused at start by a `ConfigError` that names the setting, the value and what is allowed. Two
-defaults depend on what is there: `kafka` is the broker that `lapse broker up` started, and `worker_key` is made once
-for development, which is safe only where nobody else can reach the log.
+Each setting by a flag, a variable `LAPSE_<NAME>`, or a line of `lapse.toml` (three_places.py). Two defaults depend on
+what is there: `kafka` is the broker that `lapse broker up` started, and `worker_key` is made once for development,
+which is safe only where nobody else can reach the log.
 """
 
 from __future__ import annotations
@@ -21,22 +15,17 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, StringConstraints, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, StringConstraints, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import SettingsConfigDict
 
 from lapse.pipeline.broker import record
+from lapse.pipeline.three_places import ThreePlaces
 from lapse.schemas.errors import ConfigError
 
-__all__ = ["FILE", "KAFKA_DEFAULT", "KEY_LENGTH_MIN", "SECRETS", "SIDECAR_TABLE", "Settings", "is_loopback"]
+__all__ = ["KAFKA_DEFAULT", "KEY_LENGTH_MIN", "SECRETS", "SIDECAR_TABLE", "Settings", "is_loopback"]
 
 KAFKA_DEFAULT: Final = "127.0.0.1:9092"
-FILE: Final = "lapse.toml"
 SIDECAR_TABLE: Final = "sidecar"
 
 # 16 bytes are 128 bits where a key is random; NIST SP 800-107 asks 112 of an HMAC key. Made ones have 256.
@@ -58,12 +47,10 @@ TopicPrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,200}$
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 
 
-class Settings(BaseSettings):
+class Settings(ThreePlaces):
     """Everything a worker or an operator's command can be told. Frozen; raises `ConfigError` for what it refuses."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LAPSE_", toml_file=FILE, extra="forbid", frozen=True, validate_default=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(env_prefix="LAPSE_", validate_default=True)
 
     directory: Path = Field(Path(".lapse"), description="where the local broker and the development key live")
     kafka: Name = Field(
@@ -130,27 +117,10 @@ class Settings(BaseSettings):
     metrics_address: Name = Field("127.0.0.1", description="the address it serves them on")
 
     def __init__(self, **flags: Any) -> None:
-        given = {name: value for name, value in flags.items() if value is not None}
         for name, variable in SECRETS.items():
-            if (key := given.pop(name, None)) is not None:
-                given[variable] = key.decode("utf-8") if isinstance(key, bytes) else key
-        try:
-            super().__init__(**given)
-        except ValidationError as refused:
-            # A default that waits for a refused setting is not refused itself.
-            errors = [error for error in refused.errors() if error["type"] != "default_factory_not_called"]
-            raise ConfigError("; ".join(map(_explain, errors))) from None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _File(settings_cls)
+            if (key := flags.pop(name, None)) is not None:
+                flags[variable] = key.decode("utf-8") if isinstance(key, bytes) else key
+        super().__init__(**flags)
 
     @field_validator("kafka")
     @classmethod
@@ -206,20 +176,29 @@ class Settings(BaseSettings):
         given = self.webhook_secret_given
         return [] if given is None else given.get_secret_value().split()
 
+    @classmethod
+    def _of_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return all but the sidecar's table, the keys under the names of their variables."""
+        return {SECRETS.get(name, name): value for name, value in values.items() if name != SIDECAR_TABLE}
 
-class _File(TomlConfigSettingsSource):
-    """`lapse.toml`, with the keys under the names that users write."""
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        try:
-            super().__init__(settings_cls)
-        except (OSError, ValueError) as broken:  # TOMLDecodeError is a ValueError
-            raise ConfigError(f"{FILE} cannot be read: {broken}") from None
-
-    def __call__(self) -> dict[str, Any]:
-        values = super().__call__()
-        values.pop(SIDECAR_TABLE, None)  # the sidecar's own: sidecar_settings.py
-        return {SECRETS.get(name, name): value for name, value in values.items()}
+    @classmethod
+    def _explain(cls, error: ErrorDetails) -> str:
+        name = str(error["loc"][0]) if error["loc"] else "settings"
+        variable = name if name.startswith("LAPSE_") else f"LAPSE_{name.upper()}"
+        if error["type"] == "extra_forbidden":
+            return f"there is no setting {name}"
+        shown = "" if variable in SECRETS.values() else f"={error['input']!r}"
+        field = cls.model_fields.get(name)
+        bounds = [] if field is None else field.metadata
+        low = next((rule.ge for rule in bounds if hasattr(rule, "ge")), None)
+        high = next((rule.le for rule in bounds if hasattr(rule, "le")), None)
+        if low is not None and high is not None:
+            allowed = f"must be a whole number from {low} to {high}"
+        elif error["type"] == "string_pattern_mismatch":
+            allowed = "must be at most 200 characters of A-Z a-z 0-9 . _ -"
+        else:
+            allowed = error["msg"].removeprefix("Value error, ")
+        return f"{variable}{shown} is refused: {allowed}"
 
 
 def is_loopback(servers: str) -> bool:
@@ -264,23 +243,3 @@ def _development_key(directory: Path) -> bytes:
             f"the development key {path} has {len(key)} bytes, at least {KEY_LENGTH_MIN} are needed: remove it"
         )
     return key
-
-
-def _explain(error: ErrorDetails) -> str:
-    """Return one refusal as a sentence: the setting, the value, what is allowed."""
-    name = str(error["loc"][0]) if error["loc"] else "settings"
-    variable = name if name.startswith("LAPSE_") else f"LAPSE_{name.upper()}"
-    if error["type"] == "extra_forbidden":
-        return f"there is no setting {name}"
-    shown = "" if variable in SECRETS.values() else f"={error['input']!r}"
-    field = Settings.model_fields.get(name)
-    bounds = [] if field is None else field.metadata
-    low = next((rule.ge for rule in bounds if hasattr(rule, "ge")), None)
-    high = next((rule.le for rule in bounds if hasattr(rule, "le")), None)
-    if low is not None and high is not None:
-        allowed = f"must be a whole number from {low} to {high}"
-    elif error["type"] == "string_pattern_mismatch":
-        allowed = "must be at most 200 characters of A-Z a-z 0-9 . _ -"
-    else:
-        allowed = error["msg"].removeprefix("Value error, ")
-    return f"{variable}{shown} is refused: {allowed}"

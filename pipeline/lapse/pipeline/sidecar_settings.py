@@ -1,26 +1,21 @@
 """What is a sidecar told, beside the settings that all commands share?
 
-In the same three places (settings.py): a flag, a variable `LAPSE_SIDECAR_<NAME>`, a line of the table `[sidecar]` in
-`lapse.toml`. Lists are comma separated everywhere; the file takes lists and tables too. What the values may be together
-is `lapse.consumers.sidecar.config`'s business, which this module does not import.
+In the same three places (three_places.py): a flag, a variable `LAPSE_SIDECAR_<NAME>`, a line of the table `[sidecar]`
+in `lapse.toml`. Lists are comma separated everywhere; the file takes lists and tables too. What the values may be
+together is `lapse.consumers.sidecar.config`'s business, which this module does not import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BeforeValidator, Field
+from pydantic_core import ErrorDetails
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from lapse.pipeline.settings import FILE, SIDECAR_TABLE
+from lapse.pipeline.settings import SIDECAR_TABLE, Name
+from lapse.pipeline.three_places import FILE, ThreePlaces
 from lapse.schemas.errors import ConfigError
 
 __all__ = ["SidecarSettings"]
@@ -40,18 +35,15 @@ def _routes(value: object) -> object:
     return routes
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
 Words = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_words)]
 OnStale = Literal["allow", "deny"]
 Routes = Annotated[dict[str, OnStale], NoDecode, BeforeValidator(_routes)]
 
 
-class SidecarSettings(BaseSettings):
+class SidecarSettings(ThreePlaces):
     """Everything a sidecar alone is told. Frozen; raises `ConfigError` for what it refuses."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LAPSE_SIDECAR_", toml_file=FILE, extra="forbid", frozen=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(env_prefix="LAPSE_SIDECAR_")
 
     address: Name = Field("127.0.0.1", description="the address it listens on")
     port: int = Field(8470, ge=0, le=65_535, description="the port it listens on")
@@ -88,44 +80,21 @@ class SidecarSettings(BaseSettings):
     )
     touch_interval_ms: int = Field(5_000, ge=1, le=600_000, description="a session's touches are told at most so late")
 
-    def __init__(self, **flags: Any) -> None:
-        try:
-            super().__init__(**{name: value for name, value in flags.items() if value is not None})
-        except ValidationError as refused:
-            raise ConfigError("; ".join(_explain(error) for error in refused.errors())) from None
+    def __init__(self, **flags: Any) -> None:  # of any type: a flag is text, as a variable is
+        super().__init__(**flags)
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _Table(settings_cls)
-
-
-class _Table(TomlConfigSettingsSource):
-    """The table `[sidecar]` of `lapse.toml`."""
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        try:
-            super().__init__(settings_cls)
-        except (OSError, ValueError) as broken:  # TOMLDecodeError is a ValueError
-            raise ConfigError(f"{FILE} cannot be read: {broken}") from None
-
-    def __call__(self) -> dict[str, Any]:
-        table = super().__call__().get(SIDECAR_TABLE, {})
+    def _of_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the table `[sidecar]`."""
+        table = values.get(SIDECAR_TABLE, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{SIDECAR_TABLE} in {FILE} is refused: it is a table, [{SIDECAR_TABLE}]")
         return table
 
-
-def _explain(error: Mapping[str, Any]) -> str:
-    """Return one refusal as a sentence: the setting, the value, what is allowed."""
-    name = str(error["loc"][0]) if error["loc"] else SIDECAR_TABLE
-    if error["type"] == "extra_forbidden":
-        return f"there is no setting {name} of the sidecar"
-    allowed = error["msg"].removeprefix("Value error, ")
-    return f"LAPSE_SIDECAR_{name.upper()}={error['input']!r} is refused: {allowed}"
+    @classmethod
+    def _explain(cls, error: ErrorDetails) -> str:
+        name = str(error["loc"][0]) if error["loc"] else SIDECAR_TABLE
+        if error["type"] == "extra_forbidden":
+            return f"there is no setting {name} of the sidecar"
+        allowed = error["msg"].removeprefix("Value error, ")
+        return f"LAPSE_SIDECAR_{name.upper()}={error['input']!r} is refused: {allowed}"

@@ -141,6 +141,9 @@ EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "allowed_while_stale": 0,
             "propagation_ms": {"p50": 3.0, "p99": 9.5},
             "clock_offset_ms": -12.4,
+            "stale_after_ms": 10_000,
+            "on_stale": "deny",
+            "stopping": False,
         },
         "guard.applied": {
             "type": "guard.applied",

@@ -62,6 +62,20 @@ class GuardStatus(Record):
             "measured on the broker's clock as estimated here.",
         ),
     ] = None
+    stale_after_ms: Annotated[
+        Duration | None,
+        Field(description="At which stale_ms it counts itself stale; null: not said, or it decides nothing by it."),
+    ] = None
+    on_stale: Annotated[
+        Literal["allow", "deny"] | None,
+        Field(
+            description="What it does, while stale, with sessions it knows no ending of (a route may differ); "
+            "null: not said, or it has nobody to refuse."
+        ),
+    ] = None
+    stopping: Annotated[
+        bool, Field(description="It was told to stop and this is its last report; one that is killed cannot say so.")
+    ] = False
 
 
 class GuardApplied(Record):

@@ -140,7 +140,7 @@ def catalogue(
     Args:
         partitions: of all topics but policies, which has one.
         replication: replicas of each partition.
-        session_life_max_ms: the longest session life; revocations and endings are kept so long.
+        session_life_max_ms: the longest session life; revocations are kept so long, and endings a day longer.
 
     Raises:
         ConfigError: a number below 1.
@@ -218,7 +218,7 @@ def catalogue(
             names.expiries,
             "compact,delete",
             None,
-            trimmed_after_ms=session_life_max_ms,
+            trimmed_after_ms=session_life_max_ms + _DAY_MS,  # denials may outlast it by age_max_ms, a day at most
             key="the session's reference; `watermark` for watermarks",
             written_by="processor",
             what="endings, watermarks",

@@ -13,7 +13,14 @@ __all__ = ["MemoryStore", "ending", "nothing_appended"]
 _offsets = itertools.count()
 
 
-def ending(session_id: str, *, offset: int | None = None, partition: int = 0, subject: str = "u-1") -> Ending:
+def ending(
+    session_id: str,
+    *,
+    offset: int | None = None,
+    partition: int = 0,
+    subject: str = "u-1",
+    cause: Cause = Cause.IDLE,
+) -> Ending:
     """Return the ending of a session, by default at an offset of its own."""
     session = session_reference(session_id)
     ended = SessionEnded(
@@ -21,7 +28,7 @@ def ending(session_id: str, *, offset: int | None = None, partition: int = 0, su
         session=session,
         subject=subject,
         tenant=None,
-        cause=Cause.IDLE,
+        cause=cause,
         started_at=0,
         last_seen_at=0,
         due_at=1_000,
@@ -44,28 +51,29 @@ async def nothing_appended() -> Mapping[int, int]:
 
 
 class MemoryStore:
-    """Sessions in memory, which may not answer for a while."""
+    """Sessions in memory, by place, which may not answer for a while. A place may be another than its session's id."""
 
-    def __init__(self, *ids: str) -> None:
-        self.sessions = dict.fromkeys(ids)
+    def __init__(self, *ids: str, moves: bool = False) -> None:
+        self.sessions: dict[str, str | None] = dict.fromkeys(ids)  # place -> id, where that is another
+        self.moves = moves
         self.hinted: dict[str, str] = {}
         self.away = False
 
     async def start(self) -> None:
         self._answer()
 
-    async def ids(self) -> AsyncIterator[Sequence[str]]:
-        for session_id in list(self.sessions):
+    async def walk(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
+        for place, session_id in list(self.sessions.items()):
             self._answer()
-            yield [session_id]
+            yield [(session_id or place, place)]
 
     async def hints(self, references: Sequence[str]) -> Mapping[str, str]:
         self._answer()
         return {one: self.hinted[one] for one in references if one in self.hinted}
 
-    async def delete(self, ids: Sequence[str], subjects: Mapping[str, str]) -> int:
+    async def delete(self, places: Sequence[str], subjects: Mapping[str, str]) -> int:
         self._answer()
-        there = [one for one in ids if one in self.sessions]
+        there = [one for one in places if one in self.sessions]
         for one in there:
             del self.sessions[one]
         return len(there)

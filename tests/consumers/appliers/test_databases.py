@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lapse.consumers.appliers import IndexedEffect, Unavailable
-from lapse.consumers.appliers.databases import Database, connect
+from lapse.consumers.appliers.databases import Database, SqliteDatabase, connect
 from lapse.consumers.appliers.django import DjangoStore
 from lapse.consumers.appliers.sql import SqlEffect
+from lapse.consumers.frameworks.django_data import DATA
 from lapse.schemas import ConfigError, session_reference
 
 from tests.consumers.appliers.support import ending, nothing_appended
 from tests.consumers.support import until
+from tests.consumers.test_django_data import row
 from tests.servers import postgres
 
 TABLES = (
@@ -52,13 +54,16 @@ COLUMNS = {"django_session": "session_key", "sessions": "reference"}
 
 async def insert(database: Database, table: str, values: Sequence[str]) -> None:
     name = COLUMNS[table]
-    statement = f"INSERT INTO {table} ({name}) VALUES (:{name})"  # noqa: S608  # the names are this test's own
+    if table == "django_session":
+        statement = f"INSERT INTO {table} VALUES (:session_key, 'e30:1sX:sig', '')"  # noqa: S608  # of this test
+    else:
+        statement = f"INSERT INTO {table} ({name}) VALUES (:{name})"  # noqa: S608  # the names are this test's own
     await database.write(statement, [{name: value} for value in values])
 
 
 async def column(database: Database, table: str) -> set[str]:
     statement = f"SELECT {COLUMNS[table]} FROM {table}"  # noqa: S608  # the names are this test's own
-    return {row[0] for row in await database.read(statement, {})}
+    return {row[0] for row in await database.read(statement, [{}])}
 
 
 async def test_djangos_sessions_of_before_and_of_just_now_are_deleted(url: str) -> None:
@@ -77,6 +82,64 @@ async def test_djangos_sessions_of_before_and_of_just_now_are_deleted(url: str) 
         done = effect.done
         await until(lambda: effect.done > done)
         assert "young" not in await column(other, "django_session")
+    finally:
+        await effect.stop()
+        await other.close()
+
+
+async def put(database: Database, key: str, session: object) -> None:
+    """Save a session as Django does."""
+    await database.write("DELETE FROM django_session WHERE session_key = :session_key", [{"session_key": key}])
+    statement = "INSERT INTO django_session VALUES (:session_key, :session_data, '')"
+    await database.write(statement, [{"session_key": key, "session_data": row(session)}])
+
+
+async def test_a_login_is_found_by_the_id_in_its_data_and_another_in_the_same_session_stays(url: str) -> None:
+    other = connect(url)
+    for key in ("one", "two", "three"):
+        await put(other, key, {DATA: {"id": f"login-{key}"}, "cart": ["apples"] * 50})
+    await put(other, "anonymous", {"cart": []})
+    effect = IndexedEffect(DjangoStore(connect(url)), pass_interval_s=3_600.0)
+    await effect.start(nothing_appended)
+    try:
+        await put(other, "two", {DATA: {"id": "login-two-again"}})  # the same key, and another login
+        await other.write("UPDATE django_session SET session_key = 'moved' WHERE session_key = 'three'", [{}])
+        await effect.apply([ending("login-one"), ending("login-two"), ending("login-three"), ending("one")])
+        assert await column(other, "django_session") == {"two", "anonymous"}
+        await effect.apply([ending("login-two-again"), ending("anonymous")])
+        assert await column(other, "django_session") == set()
+    finally:
+        await effect.stop()
+        await other.close()
+
+
+async def test_a_row_that_is_saved_between_reading_and_deleting_is_deleted_by_a_pass(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "app.db"
+    with sqlite3.connect(path) as made:
+        made.execute(TABLES[0])
+    made.close()
+    url = f"sqlite:///{path}"
+    other = connect(url)
+    session = {DATA: {"id": "a"}}
+    await put(other, "key", session)
+
+    class _Saving(SqliteDatabase):
+        saved = False
+
+        async def write(self, statement: str, values: Sequence[Mapping[str, object]]) -> int:
+            if not self.saved:
+                self.saved = True
+                await put(other, "key", {**session, "cart": ["one more"]})
+            return await super().write(statement, values)
+
+    effect = IndexedEffect(DjangoStore(_Saving(str(path))), pass_interval_s=3_600.0)
+    await effect.start(nothing_appended)
+    try:
+        await effect.apply([ending("a")])
+        assert await column(other, "django_session") == set()
+        assert effect.done == 1
     finally:
         await effect.stop()
         await other.close()
@@ -108,7 +171,7 @@ async def test_a_statement_may_use_what_else_an_ending_says(url: str) -> None:
     await effect.start(nothing_appended)
     try:
         await effect.apply([ending("one", subject="u-7")])
-        assert await other.read("SELECT owner FROM sessions", {}) == [("u-7-idle",)]
+        assert await other.read("SELECT owner FROM sessions", [{}]) == [("u-7-idle",)]
     finally:
         await effect.stop()
         await other.close()
@@ -125,10 +188,10 @@ async def test_a_statement_that_the_database_refuses_is_refused_at_start(url: st
 async def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
     missing = connect(f"sqlite:///{tmp_path / 'missing.db'}")
     with pytest.raises(Unavailable):
-        await missing.read("SELECT 1", {})
+        await missing.read("SELECT 1", [{}])
     nobody = connect("postgresql://lapse@127.0.0.1:9/postgres")
     with pytest.raises(Unavailable):
-        await nobody.read("SELECT 1", {})
+        await nobody.read("SELECT 1", [{}])
 
 
 async def test_a_lock_of_somebody_else_is_waited_out(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lapse.consumers.appliers import IndexedEffect, Unavailable
-from lapse.schemas import session_reference
+from lapse.schemas import Cause, session_reference
 
 from tests.consumers.appliers.support import MemoryStore, ending, nothing_appended
 from tests.consumers.support import until
@@ -75,6 +75,45 @@ async def test_without_passes_hints_are_gone_by_and_the_second_look_knows_their_
         store.sessions["a"] = None
         await until(lambda: set(store.sessions) == {"unhinted"})
         assert effect.passes == 0
+
+
+async def test_a_session_that_has_moved_since_the_pass_is_found_by_another() -> None:
+    store = MemoryStore(moves=True)
+    store.sessions.update(before="mine", other="yours")
+
+    async with effect_on(store, lots_appended) as effect:
+        del store.sessions["before"]
+        store.sessions["behind"] = "mine"
+        await effect.apply([ending("mine", offset=0)])
+        assert set(store.sessions) == {"other"}
+        assert (effect.done, effect.passes) == (1, 2)
+
+
+async def test_a_logout_that_has_deleted_its_session_itself_costs_no_pass() -> None:
+    store = MemoryStore(moves=True)
+    store.sessions.update(one="a", two="b")
+    async with effect_on(store) as effect:
+        del store.sessions["one"]
+        await effect.apply([ending("a", cause=Cause.CLOSED), ending("b")])
+        assert not store.sessions
+        assert effect.passes == 1
+
+
+async def test_a_closed_session_that_has_moved_is_left_to_the_second_look() -> None:
+    store = MemoryStore(moves=True)
+    store.sessions["before"] = "a"
+    async with effect_on(store, pass_interval_s=0.05) as effect:
+        store.sessions = {"behind": "a", "live": "b"}
+        await effect.apply([ending("a", cause=Cause.CLOSED)])
+        await until(lambda: set(store.sessions) == {"live"})
+
+
+async def test_two_places_of_one_session_are_both_deleted_by_a_pass() -> None:
+    store = MemoryStore(moves=True)
+    async with effect_on(store) as effect:
+        store.sessions.update(before="a", behind="a", other="b")
+        await effect.apply([ending("a")])
+        assert set(store.sessions) == {"other"}
 
 
 async def test_a_hint_spares_the_pass() -> None:

@@ -11,9 +11,11 @@ from redis.asyncio import Redis
 
 from lapse.consumers.appliers import IndexedEffect, Unavailable
 from lapse.consumers.appliers.redis import LAYOUTS, Layout, RedisStore, hint
+from lapse.consumers.frameworks.django_data import DATA
 from lapse.schemas import ConfigError, session_reference
 
 from tests.consumers.appliers.support import ending, nothing_appended
+from tests.consumers.test_django_data import in_cache
 from tests.servers import redis
 
 PRINCIPAL = "org.springframework.session.FindByIndexNameSessionRepository.PRINCIPAL_NAME_INDEX_NAME"
@@ -34,7 +36,7 @@ async def client(server: str) -> AsyncIterator[Any]:
 
 
 async def all_ids(store: RedisStore) -> set[str]:
-    return {session_id async for portion in store.ids() for session_id in portion}
+    return {session_id async for portion in store.walk() for session_id, _ in portion}
 
 
 async def keys(client: Any) -> set[str]:
@@ -62,13 +64,38 @@ async def test_thousands_of_keys_come_all_while_others_come_and_go(client: Any, 
     store = RedisStore(server, LAYOUTS["connect"])
     found: set[str] = set()
     try:
-        async for portion in store.ids():
-            found.update(portion)
+        async for portion in store.walk():
+            found.update(session_id for session_id, _ in portion)
             await client.mset({f"sess:new-{len(found)}-{number}": b"" for number in range(100)})
             await client.delete(f"sess:new-{len(found)}-1")
     finally:
         await store.stop()
     assert {f"s-{number}" for number in range(5_000)} <= found
+
+
+@pytest.mark.parametrize("layout", ["django", "django-cached-db"])
+async def test_djangos_cache_is_known_by_the_login_in_it_and_another_login_stays(
+    client: Any, server: str, layout: str
+) -> None:
+    chosen = LAYOUTS[layout]
+
+    async def put(key: str, session: Any) -> None:
+        await client.set(chosen.key(key), in_cache(session))
+
+    for key in ("one", "two", "three"):
+        await put(key, {DATA: {"id": f"login-{key}"}})
+    await put("anonymous", {"cart": []})
+    effect = IndexedEffect(RedisStore(server, chosen), pass_interval_s=3_600.0)
+    await effect.start(nothing_appended)
+    try:
+        await put("two", {DATA: {"id": "login-two-again"}})  # the same key, and another login
+        await client.rename(chosen.key("three"), chosen.key("moved"))
+        await effect.apply([ending("login-one"), ending("login-two"), ending("login-three"), ending("one")])
+        assert await keys(client) == {chosen.key("two"), chosen.key("anonymous")}
+        await effect.apply([ending("login-two-again"), ending("anonymous")])
+        assert await keys(client) == set()
+    finally:
+        await effect.stop()
 
 
 def _java(text: str) -> bytes:

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock
 from lapse.pipeline.engine.waiting import Outcome, Waiting
+from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.schemas import ClockTick
 
 __all__ = [
@@ -319,13 +320,25 @@ def _tick_of(entry: Entry) -> ClockTick | None:
 
 
 class _Owning:
-    """The ticks of one owner: one under way at a time, each telling of the one before."""
+    """The ticks of one owner: one under way at a time, each telling of the one before.
+
+    Every second owner is a worker that has had another partition all the while; the others have just begun to append.
+    """
 
     def __init__(self, scenario: Scenario, owner: Owner) -> None:
         self._scenario = scenario
         self._owner = owner
         self._previous: tuple[int, int] | None = None
+        self._health = AppendHealth()
         self.sent_at = owner.since
+        sent = 0.0 if owner.epoch % 2 else owner.since
+        while sent < owner.since:
+            append = self._health.sent(owner.mono(sent))
+            acked = scenario.appended(sent) + 2.0
+            if acked >= owner.since:
+                break  # it is under way while the partition is taken over
+            self._health.acknowledged(append, owner.mono(acked))
+            sent = max(sent + 1_000, acked)
 
     def tick(self) -> tuple[Entry, float]:
         """Send the next tick at `sent_at`; return it as it stands in the log, and when it is acknowledged."""
@@ -334,6 +347,9 @@ class _Owning:
         acked = appended + scenario.delay(appended)
         prev, ack = (None, None) if self._previous is None else self._previous
         mono = owner.mono(sent)
+        up_ms = self._health.up_ms(mono)
+        append = self._health.sent(mono)
+        self._health.acknowledged(append, owner.mono(acked))
         value = ClockTick.model_construct(
             epoch=owner.epoch,
             owner="w",
@@ -341,7 +357,7 @@ class _Owning:
             wall_at=owner.wall(sent),
             prev_ms=prev,
             ack_ms=ack,
-            up_ms=0,
+            up_ms=up_ms,
         )
         self._previous = (mono, owner.mono(acked))
         return Entry(appended, scenario.append_time(appended), value), acked

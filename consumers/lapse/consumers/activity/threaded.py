@@ -6,15 +6,13 @@ a fork starts anew in each child: what the parent had noted is the parent's to t
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from lapse.consumers.activity.coalescer import SESSIONS_MAX
 from lapse.consumers.activity.notes import Note, Notes
 from lapse.consumers.activity.publisher import ActivityPublisher, PublisherStats, monotonic_ms
-from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, has_ended, keep_inherited, tell_of_forks
+from lapse.consumers.loop_thread import CALL_ERRORS, InThread, LoopThread, end_at_exit, has_ended
 
 __all__ = ["SyncActivityPublisher"]
 
@@ -24,7 +22,7 @@ _STOP_TIMEOUT_S: Final = 10.0
 """Beyond the time for flushing: the client's own."""
 
 
-class SyncActivityPublisher(Notes):
+class SyncActivityPublisher(Notes, InThread[ActivityPublisher]):
     """Publishes activity; `with` starts and stops it, and so does the first note. From any thread.
 
     Arguments are those of `ActivityPublisher`. A process that ends in the ordinary way flushes for 5 s at most.
@@ -32,8 +30,6 @@ class SyncActivityPublisher(Notes):
     Raises:
         ConfigError: an argument is out of range.
     """
-
-    _has_thread = True
 
     def __init__(
         self,
@@ -49,37 +45,22 @@ class SyncActivityPublisher(Notes):
     ) -> None:
         self.service = service
         self._clock = clock
-        self._options: dict[str, Any] = {
-            "bootstrap_servers": bootstrap_servers,
-            "service": service,
-            "prefix": prefix,
-            "touch_interval_ms": touch_interval_ms,
-            "delivery_timeout_ms": delivery_timeout_ms,
-            "sessions_max": sessions_max,
-            "client": client,
-            "clock": clock,
-        }
-        self._make()
-        tell_of_forks(self)
+        super().__init__(
+            lambda: ActivityPublisher(
+                bootstrap_servers,
+                service=service,
+                prefix=prefix,
+                touch_interval_ms=touch_interval_ms,
+                delivery_timeout_ms=delivery_timeout_ms,
+                sessions_max=sessions_max,
+                client=client,
+                clock=clock,
+            )
+        )
 
-    def _make(self) -> None:
-        """Make what belongs to one process."""
-        self._inner = self._publisher()
+    def _renew(self) -> None:
+        super()._renew()
         self._begun = not self._has_thread  # whether a note need not look for the thread
-        self._thread: LoopThread | None = None
-        self._starting = threading.Lock()
-
-    def _publisher(self) -> ActivityPublisher:
-        return ActivityPublisher(**self._options)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start in this process, without waiting for a broker. Started already: it does nothing.
@@ -131,17 +112,6 @@ class SyncActivityPublisher(Notes):
     def stats(self) -> PublisherStats:
         """Return what it has done by now, in this process."""
         return self._inner.stats
-
-    def after_fork(self) -> None:
-        """In a forked child: start anew, with nothing of the parent's."""
-        if self._thread is not None:
-            self._thread.abandon()
-        keep_inherited(self._inner)
-        self._make()
-
-    def at_exit(self) -> None:
-        """The process ends: what is noted is told before, if a broker answers."""
-        self.stop()
 
     def _enter(self, note: Note) -> None:
         if not self._begun:

@@ -15,9 +15,9 @@ no reading here: the processor writes an ending for every session they end.
 Assigned partitions are paused until step 1 is done, in this task and not in the client's: so nothing is read from where
 the client would begin by itself, and a failure there is seen.
 
-It reports as guards do: a status once a second, with itself as the service. `checks` are endings seen, `refused`
-sessions ended where they live, `entries` what the effect keeps; its staleness is the time since the append of the last
-watermark whose predecessors have all had their effect, the worst partition's.
+It reports as guards do: a status once a second, with itself as the service, and a last one when it is told to stop.
+`checks` are endings seen, `refused` sessions ended where they live, `entries` what the effect keeps; its staleness is
+the time since the append of the last watermark whose predecessors have all had their effect, the worst partition's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from aiokafka.structs import ConsumerRecord
 
 from lapse.consumers.appliers.effects import Effect, Ending, Unavailable
 from lapse.consumers.appliers.reporting import ApplierReports
+from lapse.consumers.guard.reports import LAST_REPORT_TIMEOUT_S
 from lapse.consumers.producer import WRITE_ERRORS, Producer, refuse_missing
 from lapse.schemas import (
     NAME_LENGTH_MAX,
@@ -131,6 +132,7 @@ class Applier:
         producer = Producer(self._client, f"lapse-{self.name}", topics)
         reporting = asyncio.create_task(self._report(producer), name="lapse-apply-reports")
         backoff_s = _BACKOFF_S[0]
+        stopping = False
         try:
             while True:
                 began_at = time.monotonic()
@@ -140,10 +142,17 @@ class Applier:
                     _log.warning("%s starts over: %s %s", self.name, type(error).__name__, error)
                 backoff_s = min(2 * backoff_s, _BACKOFF_S[1]) if time.monotonic() - began_at < 60 else _BACKOFF_S[0]
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+        except asyncio.CancelledError:
+            stopping = True  # whoever ends by an error does not: it is to stand out
+            raise
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
-            await producer.close()
+            try:
+                if stopping:
+                    await self._report_stop(producer)
+            finally:
+                await producer.close()
 
     async def _follow(self, producer: Producer) -> None:
         async with self._consuming() as consumer:
@@ -315,20 +324,7 @@ class Applier:
         while True:
             await asyncio.sleep(1.0)
             try:
-                client = await producer.ready()
-                try:
-                    async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                        status = self._reports.status()
-                        sent_at = time.monotonic() * 1000
-                        written = await client.send_and_wait(
-                            self._topics.enforcement, encode(status), key=f"{self.name}/{self.instance}".encode()
-                        )
-                        if written.timestamp_type == 1:
-                            acked_at = time.monotonic() * 1000
-                            self._reports.broker_clock.acknowledged(written.timestamp, sent_at, acked_at)
-                except WRITE_ERRORS:
-                    await producer.give_up(client)
-                    raise
+                await self._report_status(producer)
                 failing = False
             except WRITE_ERRORS as error:
                 if not failing:
@@ -340,6 +336,27 @@ class Applier:
                 if not failing:
                     _log.exception("the reports of %s failed and go on", self.name)
                 failing = True
+
+    async def _report_status(self, producer: Producer, *, stopping: bool = False) -> None:
+        client = await producer.ready()
+        status = self._reports.status().model_copy(update={"stopping": stopping})
+        key = f"{self.name}/{self.instance}".encode()
+        try:
+            async with asyncio.timeout(_WRITE_TIMEOUT_S):
+                sent_at = time.monotonic() * 1000
+                written = await client.send_and_wait(self._topics.enforcement, encode(status), key=key)
+        except WRITE_ERRORS:
+            await producer.give_up(client)
+            raise
+        if written.timestamp_type == 1:
+            self._reports.broker_clock.acknowledged(written.timestamp, sent_at, time.monotonic() * 1000)
+
+    async def _report_stop(self, producer: Producer) -> None:
+        try:
+            async with asyncio.timeout(LAST_REPORT_TIMEOUT_S):
+                await self._report_status(producer, stopping=True)
+        except WRITE_ERRORS as error:
+            _log.info("the last status of %s was not written: %s", self.name, error)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

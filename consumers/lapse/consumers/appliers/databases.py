@@ -16,7 +16,7 @@ from lapse.schemas import ConfigError
 
 __all__ = ["PARAMETERS", "Database", "connect"]
 
-PARAMETERS: Final = ("reference", "subject", "tenant", "cause", "session_key", "after", "count")
+PARAMETERS: Final = ("reference", "subject", "tenant", "cause", "session_key", "session_data", "after", "count")
 _NAMED: Final = re.compile(rf"(?<![:\w]):({'|'.join(PARAMETERS)})\b")
 
 _TIMEOUT_S: Final = 5.0
@@ -30,8 +30,8 @@ class Database(Protocol):
     async def check(self, statement: str, values: Values) -> None:
         """Run a statement and take it back; raise ConfigError if the database refuses it."""
 
-    async def read(self, statement: str, values: Values) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
+    async def read(self, statement: str, values: Sequence[Values]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query that is asked for each of these."""
 
     async def write(self, statement: str, values: Sequence[Values]) -> int:
         """Run a statement for each of these, in one transaction, and return how many rows it concerned."""
@@ -78,8 +78,11 @@ class SqliteDatabase:
                 raise ConfigError(f"the database refuses the statement: {refused.__cause__}") from None
             raise
 
-    async def read(self, statement: str, values: Values) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = await self._run(lambda one: one.execute(statement, values).fetchall())
+    async def read(self, statement: str, values: Sequence[Values]) -> list[tuple[Any, ...]]:
+        def run(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+            return [row for one in values for row in connection.execute(statement, one)]
+
+        rows: list[tuple[Any, ...]] = await self._run(run)
         return rows
 
     async def write(self, statement: str, values: Sequence[Values]) -> int:
@@ -147,13 +150,18 @@ class PostgresDatabase:
             except self._psycopg.Error as broken:
                 raise await self._broken(broken) from broken
 
-    async def read(self, statement: str, values: Values) -> list[tuple[Any, ...]]:
+    async def read(self, statement: str, values: Sequence[Values]) -> list[tuple[Any, ...]]:
+        if not values:
+            return []
         async with self._turn:
             connection = await self._connected()
             try:
-                cursor = await connection.execute(_for_postgres(statement), values)
-                rows: list[tuple[Any, ...]] = await cursor.fetchall()
-                return rows
+                async with connection.cursor() as cursor:
+                    await cursor.executemany(_for_postgres(statement), values, returning=True)
+                    rows: list[tuple[Any, ...]] = await cursor.fetchall()
+                    while cursor.nextset():
+                        rows += await cursor.fetchall()
+                    return rows
             except (self._psycopg.Error, TimeoutError) as broken:
                 raise await self._broken(broken) from broken
 

@@ -2,8 +2,12 @@
 
 A reference is a hash of the id, so the way goes from the ids that are in the store. Theory of operation:
 
-- A *pass* walks over all ids of the store and hashes each. What it finds is the index (reference -> id) until the next
-  pass, which replaces it whole. Passes follow each other every `pass_interval_s`, and one comes at once on a miss.
+- A session has an *id*, of which its reference is made, and a *place*, by which the store deletes it. In most stores
+  both are one text. In Django's the login's id is in the session's data and lasts, while the key under which the store
+  has it changes within one login: such a session *moves*.
+- A *pass* walks over all sessions of the store and hashes each id. What it finds is the index (reference -> place)
+  until the next pass, which replaces it whole. Passes follow each other every `pass_interval_s`, and one comes at once
+  on a miss.
 - *Hints* are what the application itself has written at login (reference -> id, in the same store). They are asked
   first and cost nothing to be without; one whose id has another reference is passed over.
 - An ending whose session is found, by hint or index, deletes it at once. Any other is a miss: the session may be
@@ -11,6 +15,9 @@ A reference is a hash of the id, so the way goes from the ids that are in the st
   after that, so the miss waits for such a pass: for one that begins now, unless the last one is known to have begun
   after the ending was appended (the end of the topic, taken before that pass, is past it). A backlog is so worked off
   by one pass. If that pass does not show the session, the store does not hold it any more.
+- Where sessions move, one that is not at the place that the index has is a miss too. An ending that says `closed` is
+  none: a logout deletes its session itself, and a pass for each logout would be passes without a break. What else may
+  be behind it, and a session that moves past a pass that is under way, is left to the second look.
 - *The second look.* A request that was under way when its session was deleted may write it back as it ends, and one
   that logs in may be overtaken by its own ending. Endings are therefore remembered for `memory_s`, and every pass also
   deletes what it finds of theirs; without passes, what was deleted is deleted again. An applier begins so far back in
@@ -31,14 +38,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from lapse.consumers.appliers.effects import Ending, Ends, Rejected, Unavailable
-from lapse.schemas import session_reference
+from lapse.schemas import Cause, session_reference
 
 __all__ = ["MEMORY_S", "IndexedEffect", "SessionStore"]
 
 _log = logging.getLogger("lapse.consumers")
 
 INDEX_MAX: Final = 2_000_000
-"""Ids in the index, about 200 bytes each with their references: 400 MB."""
+"""Sessions in the index, 218 bytes each with their references and Django's places (`python -m benchmarks --only
+appliers`): 440 MB, and as much again while a pass makes the next one."""
 
 ENDED_MAX: Final = 1_000_000
 """Endings remembered for the second look, about 150 bytes each: 150 MB. It covers 1,600 endings a second."""
@@ -50,7 +58,8 @@ PAUSE_S: Final = 1.0
 """Between passes, so that misses do not keep the store busy without a break."""
 
 IDLE_SHARE: Final = 9
-"""A tenth of the time is spent on passes that no miss asked for: at 1,000,000 sessions one took 6 s (measured)."""
+"""A tenth of the time is spent on passes that no miss asked for: at 17 us of processor a session (`python -m benchmarks
+--only appliers`), one over 1,000,000 takes 17 s, and the next comes two and a half minutes later."""
 
 _SUSPICIOUS: Final = 100
 """Endings of which none was found: in an estate that works, some sessions end while their store still has them."""
@@ -60,19 +69,26 @@ _SLICE: Final = 500
 
 
 class SessionStore(Protocol):
-    """A store that holds sessions by their ids. Every method raises Unavailable when it does not answer."""
+    """A store that holds sessions. Every method raises Unavailable when it does not answer."""
+
+    @property
+    def moves(self) -> bool:
+        """Return whether a session may come to another place while it keeps its id."""
 
     async def start(self) -> None:
         """Connect; raise ConfigError if the store is not what it was said to be."""
 
-    def ids(self) -> AsyncIterator[Sequence[str]]:
-        """Yield all session ids in portions; whatever is there from the beginning to the end of it comes."""
+    def walk(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
+        """Yield all sessions in portions, each as its id and its place.
+
+        Whatever is at its place from the beginning to the end of it comes.
+        """
 
     async def hints(self, references: Sequence[str]) -> Mapping[str, str]:
-        """Return, by reference, the ids that the application has left for these."""
+        """Return, by reference, the ids that the application has left for these; they are places as well."""
 
-    async def delete(self, ids: Sequence[str], subjects: Mapping[str, str]) -> int:
-        """Delete these sessions, and return how many there were; `subjects`: whose, by id, where it is known."""
+    async def delete(self, places: Sequence[str], subjects: Mapping[str, str]) -> int:
+        """Delete these sessions, and return how many there were; `subjects`: whose, by place, where it is known."""
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -105,7 +121,7 @@ class IndexedEffect:
         self._index: dict[str, str] = {}
         self._whole = False
         self._covered: Mapping[int, int] = {}  # the ends of the topic, taken before the last pass began
-        self._ended: dict[str, tuple[float, str, str | None]] = {}  # reference -> forget at, subject, id if known
+        self._ended: dict[str, tuple[float, str, str | None]] = {}  # reference -> forget at, subject, place if known
         self._passing = asyncio.Lock()
         self._passed_at = -PAUSE_S
         self._took_s = 0.0
@@ -139,10 +155,13 @@ class IndexedEffect:
         for reference in subjects:
             if reference not in found and reference in self._index:
                 found[reference] = self._index[reference]
-        await self._delete(found)
+        closed = {ending.ended.session for ending in endings if ending.ended.cause is Cause.CLOSED}
+        await self._delete([one for one in found.items() if one[0] in closed])
+        gone = await self._delete([one for one in found.items() if one[0] not in closed])
         self._forget()
-        if self._passes and any(
-            ending.ended.session not in found and not self._is_covered(ending) for ending in endings
+        if self._passes and (
+            (gone and self._store.moves)
+            or any(ending.ended.session not in found and not self._is_covered(ending) for ending in endings)
         ):
             await self._pass()
         self._seen += len(subjects)
@@ -179,15 +198,15 @@ class IndexedEffect:
             covered = {} if self._ends is None else await self._ends()
             index: dict[str, str] = {}
             whole = True
-            async for ids in self._store.ids():
-                ended: dict[str, str] = {}
-                for first in range(0, len(ids), _SLICE):
-                    for session_id in ids[first : first + _SLICE]:
+            async for sessions in self._store.walk():
+                ended: list[tuple[str, str]] = []
+                for first in range(0, len(sessions), _SLICE):
+                    for session_id, place in sessions[first : first + _SLICE]:
                         reference = session_reference(session_id, self._key)
                         if reference in self._ended:
-                            ended[reference] = session_id
+                            ended.append((reference, place))
                         if len(index) < INDEX_MAX:
-                            index[reference] = session_id
+                            index[reference] = place
                         else:
                             whole = False
                     await asyncio.sleep(0)
@@ -197,16 +216,21 @@ class IndexedEffect:
             self._took_s = self._passed_at - began_at
             self.passes += 1
 
-    async def _delete(self, found: Mapping[str, str]) -> None:
-        """Delete sessions by their ids, and remember those."""
+    async def _delete(self, found: Sequence[tuple[str, str]]) -> int:
+        """Delete sessions, by reference and place; remember the places, and return how many were not there."""
         if not found:
-            return
+            return 0
         subjects = {}
-        for reference, session_id in found.items():
-            forget_at, subject, _ = self._ended[reference]
-            self._ended[reference] = (forget_at, subject, session_id)
-            subjects[session_id] = subject
-        self.done += await self._store.delete(list(found.values()), subjects)
+        for reference, place in found:
+            remembered = self._ended.get(reference)
+            if remembered is None:
+                continue  # it was forgotten while the pass went on
+            forget_at, subject, _ = remembered
+            self._ended[reference] = (forget_at, subject, place)
+            subjects[place] = subject
+        deleted = await self._store.delete(list(subjects), subjects)
+        self.done += deleted
+        return len(subjects) - deleted
 
     async def _look(self) -> None:
         """The second look, again and again."""
@@ -219,7 +243,7 @@ class IndexedEffect:
                     await self._pass()
                 else:
                     known = {reference: one[2] for reference, one in self._ended.items()}
-                    await self._delete({reference: one for reference, one in known.items() if one is not None})
+                    await self._delete([(reference, one) for reference, one in known.items() if one is not None])
                 failing = False
             except Unavailable as error:
                 if not failing:

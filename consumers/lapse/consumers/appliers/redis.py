@@ -6,10 +6,14 @@ What stands in Redis, by layout (`{id}` is what the reference is made of: the id
 | --- | --- | --- |
 | flask | `session:{id}` (Flask-Session) | |
 | connect | `sess:{id}` (connect-redis) | |
-| django | `:1:django.contrib.sessions.cache{id}` (the cache back end) | |
-| django-cached-db | `:1:django.contrib.sessions.cached_db{id}` | the table: an applier of its own |
+| django | `:1:django.contrib.sessions.cache{id}` (the cache back end) | the login's id, in the value |
+| django-cached-db | `:1:django.contrib.sessions.cached_db{id}` | likewise; the table: an applier of its own |
 | spring | `spring:session:sessions:{id}` (Spring Session, both repositories) | `...:sessions:expires:{id}`, the set |
 | | | `...:expirations:{minute}`, the index set of the principal's name |
+
+What Django's cache holds is read: a login by Lapse's middleware has its id in there, and keeps it where Django changes
+the session's key. It is deleted as long as that id is in it, since a new login may have taken its place; a value
+without such an id is known by its key.
 
 Another prefix or version is told as a template with `{id}` in it. A hint of the application's stands under
 `lapse:ref:{reference}` and holds the id: `redis.set(*hint(session_id), ex=lifetime_s)`.
@@ -27,6 +31,8 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
 from lapse.consumers.appliers.effects import Unavailable
+from lapse.consumers.appliers.moving import Moving
+from lapse.consumers.frameworks.django_data import login_in_cache
 from lapse.schemas import ConfigError, session_reference
 
 __all__ = ["HINT_PREFIX", "LAYOUTS", "Layout", "RedisStore", "hint"]
@@ -35,6 +41,11 @@ HINT_PREFIX: Final = "lapse:ref:"
 
 _COUNT: Final = 1_000
 """Slots of one SCAN: about 0.3 ms in which Redis serves nobody else."""
+
+_VALUES: Final = 250
+"""Values of Django's sessions read at once: at 64 KB each, which is a large session, 16 MB."""
+
+_UNLINK_IF_SAME: Final = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('unlink', KEYS[1]) or 0"
 
 _TIMEOUT_S: Final = 5.0
 _PLACEHOLDER: Final = "{id}"
@@ -58,6 +69,7 @@ class Layout:
     Args:
         template: of the session's key, with `{id}` once.
         spring: whether Spring Session's other keys go with it.
+        django: whether the value holds the login's id, as Lapse's middleware keeps it.
 
     Raises:
         ConfigError: `{id}` is not in it once.
@@ -65,6 +77,7 @@ class Layout:
 
     template: str
     spring: bool = False
+    django: bool = False
 
     def __post_init__(self) -> None:
         if self.template.count(_PLACEHOLDER) != 1 or self.template == _PLACEHOLDER:
@@ -90,8 +103,8 @@ class Layout:
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "flask": Layout("session:{id}"),
     "connect": Layout("sess:{id}"),
-    "django": Layout(":1:django.contrib.sessions.cache{id}"),
-    "django-cached-db": Layout(":1:django.contrib.sessions.cached_db{id}"),
+    "django": Layout(":1:django.contrib.sessions.cache{id}", django=True),
+    "django-cached-db": Layout(":1:django.contrib.sessions.cached_db{id}", django=True),
     "spring": Layout("spring:session:sessions:{id}", spring=True),
 }
 
@@ -111,6 +124,8 @@ class RedisStore:
         except ValueError as refused:
             raise ConfigError(f"the store is no Redis URL: {refused}") from None
         self._layout = layout
+        self._moving = Moving(login_in_cache)
+        self.moves = layout.django
 
     async def start(self) -> None:
         try:
@@ -120,7 +135,7 @@ class RedisStore:
         except (RedisError, OSError) as broken:
             raise _unavailable(broken) from broken
 
-    async def ids(self) -> AsyncIterator[Sequence[str]]:
+    async def walk(self) -> AsyncIterator[Sequence[tuple[str, str]]]:
         cursor: int = 0
         while True:
             try:
@@ -128,7 +143,9 @@ class RedisStore:
             except (RedisError, OSError) as broken:
                 raise _unavailable(broken) from broken
             found = (self._layout.session_id(key.decode("utf-8", "surrogateescape")) for key in keys)
-            yield [session_id for session_id in found if session_id is not None]
+            ids = [session_id for session_id in found if session_id is not None]
+            for first in range(0, len(ids), _VALUES):
+                yield await self._sessions(ids[first : first + _VALUES])
             if cursor == 0:
                 return
 
@@ -142,7 +159,10 @@ class RedisStore:
         pairs = zip(references, values, strict=True)
         return {reference: value.decode("utf-8", "surrogateescape") for reference, value in pairs if value}
 
-    async def delete(self, ids: Sequence[str], subjects: Mapping[str, str]) -> int:
+    async def delete(self, places: Sequence[str], subjects: Mapping[str, str]) -> int:
+        if self._layout.django:
+            return await self._delete_djangos(places)
+        ids = places
         try:
             if self._layout.spring:
                 await self._leave_springs_sets(ids, subjects)
@@ -160,6 +180,29 @@ class RedisStore:
 
     async def stop(self) -> None:
         await self._redis.aclose()
+
+    async def _sessions(self, keys: Sequence[str]) -> list[tuple[str, str]]:
+        if not self._layout.django:
+            return [(key, key) for key in keys]
+        try:
+            values = await self._redis.mget([_bytes(self._layout.key(key)) for key in keys])
+        except (RedisError, OSError) as broken:
+            raise _unavailable(broken) from broken
+        # One that has gone since SCAN named it is no session any more.
+        return [self._moving.session(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+
+    async def _delete_djangos(self, places: Sequence[str]) -> int:
+        """Delete what is at these places, where it still is the session that it was."""
+        names = [_bytes(self._layout.key(self._moving.key(place))) for place in places]
+        try:
+            values: list[bytes | None] = await self._redis.mget(names) if names else []
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for place, name, value in zip(places, names, values, strict=True):
+                    if value is not None and self._moving.is_at(place, value):
+                        pipe.eval(_UNLINK_IF_SAME, 1, name, value)
+                return sum(await pipe.execute())
+        except (RedisError, OSError) as broken:
+            raise _unavailable(broken) from broken
 
     async def _leave_springs_sets(self, ids: Sequence[str], subjects: Mapping[str, str]) -> None:
         """Take sessions out of the sets that name them, while what says which sets is still there.

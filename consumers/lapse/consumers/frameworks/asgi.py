@@ -4,10 +4,11 @@
                                -> refused:    401 problem+json; a WebSocket is not accepted
                                -> allowed:    a touch is published, and the application runs
 
-While the application runs, the session's ending closes what stays open: a WebSocket with code 4001, a streaming
-response by its end (or by breaking the connection, where a length was promised). A response that is not streaming is
-finished: its request was let pass before the ending. What the application does meanwhile is cancelled, as
-asyncio.timeout does it.
+While the application runs, the session's ending closes what stays open. A streaming response ends (or its connection
+is broken, where a length was promised), and the application is cancelled, as asyncio.timeout does it. A response that
+is not streaming is finished: its request was let pass before the ending. A WebSocket is closed with code 4001 at once,
+whatever the application is doing, and nothing that the client has sent reaches it any more: it receives a disconnect,
+as from a client that has gone, so that its own clean-up runs. What is not done a second later is cancelled.
 
 A request with the header `X-Lapse-Background: 1` (polling) is checked, and is no touch; on a WebSocket's handshake it
 means the whole connection. Otherwise each message from the client is a touch.
@@ -15,15 +16,17 @@ means the whole connection. Otherwise each message from the client is a touch.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 
-from lapse.consumers.activity import ActivityPublisher
+from lapse.consumers.activity import ActivityPublisher, SyncActivityPublisher
 from lapse.consumers.frameworks.gate import BACKGROUND, Gate
 from lapse.consumers.frameworks.identity import ActiveSession, Identity
 from lapse.consumers.frameworks.problem import CLOSE_CODE, HEADERS, STATUS, problem, reason
-from lapse.consumers.guard import ON_STALE, Decision, Ended, Guard, OnStale
+from lapse.consumers.frameworks.streams import watching
+from lapse.consumers.guard import ON_STALE, Decision, Ended, Guard, OnStale, SyncGuard
 from lapse.schemas import ConfigError
 
 __all__ = ["SCOPE_KEY", "ActiveSession", "Identity", "LapseMiddleware"]
@@ -39,6 +42,8 @@ SCOPE_KEY: Final = "lapse.session"
 
 _BACKGROUND: Final = BACKGROUND.encode()
 
+_CLEAN_UP_S: Final = 1.0
+"""For an application to tidy up after a WebSocket that was closed, such as leaving groups: some round trips."""
 
 Identify: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
 
@@ -48,7 +53,7 @@ class LapseMiddleware:
 
     Args:
         app: the application.
-        guard: asked for each request that has a session.
+        guard: asked for each request that has a session; one for threads is asked in a thread.
         identify: takes the scope, returns whose request it is or None; sync or async.
         publisher: tells the touches; None where something else does.
         key: of session references, the estate's, if it has one.
@@ -64,9 +69,9 @@ class LapseMiddleware:
         self,
         app: ASGIApp,
         *,
-        guard: Guard,
+        guard: Guard | SyncGuard,
         identify: Identify,
-        publisher: ActivityPublisher | None = None,
+        publisher: ActivityPublisher | SyncActivityPublisher | None = None,
         key: bytes | None = None,
         on_stale: OnStale | Callable[[Scope], OnStale | None] | None = None,
         background: Callable[[Scope], bool] | None = None,
@@ -91,7 +96,10 @@ class LapseMiddleware:
             await self._app(scope, receive, send)
             return
         on_stale = self._on_stale(scope) if callable(self._on_stale) else self._on_stale
-        session = self._gate.check(identity, on_stale)
+        if isinstance(self._guard, SyncGuard):
+            session = await asyncio.to_thread(self._gate.check, identity, on_stale)  # a process's first one waits
+        else:
+            session = self._gate.check(identity, on_stale)
         if not session.decision.allowed:
             await _refuse(scope, receive, send, session.decision)
             return
@@ -105,27 +113,30 @@ class LapseMiddleware:
         else:
             touch = None if background or not self._touch_on_message else lambda: self._gate.touch(session)
             connection = _WebSocket(receive, send, touch)
-        await self._serve(scope, session, connection)
+        async with _watching(self._guard, session, connection.end):
+            await connection.run(self._app, scope)
 
-    async def _serve(self, scope: Scope, session: ActiveSession, connection: "_Connection") -> None:
-        """Run the application until it is done or the session has ended."""
-        hook = self._guard.on_ended(
-            connection.end,
-            session.reference,
-            subject=session.subject,
-            tenant=session.tenant,
-            started_at=session.started_at,
-        )
-        try:
-            async with asyncio.timeout(None) as connection.limit:
-                await self._app(scope, connection.receive, connection.send)
-        except TimeoutError:
-            if not connection.cut:
-                raise
-        finally:
-            hook.cancel()
-        if connection.ended is not None:
-            await connection.close()
+
+@asynccontextmanager
+async def _watching(
+    guard: Guard | SyncGuard, session: ActiveSession, call: Callable[[Ended], None]
+) -> AsyncIterator[None]:
+    """Call when the session ends, while this is entered."""
+    if isinstance(guard, SyncGuard):
+        async with watching(guard, session, call):
+            yield
+        return
+    hook = guard.on_ended(
+        call,
+        session.reference,
+        subject=session.subject,
+        tenant=session.tenant,
+        started_at=session.started_at,
+    )
+    try:
+        yield
+    finally:
+        hook.cancel()
 
 
 class _Connection(ABC):
@@ -133,9 +144,12 @@ class _Connection(ABC):
 
     Attributes:
         ended: the ending, once it is known.
-        cut: whether the application was cancelled for it.
-        limit: the scope in which the application runs.
+        cut: whether that has cut it: nothing that the application sends goes out any more.
+        limit: the scope in which the application runs, while it does.
     """
+
+    clean_up_s = 0.0
+    """How long an application that was cut may take to come to its end by itself."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -158,7 +172,24 @@ class _Connection(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Close it, where the application has not."""
+        """Close it, where the application has not; the session has ended, and the application is done."""
+
+    def was_cut(self) -> None:  # noqa: B027  # there need be nothing to do at once
+        """Do what is not to wait for the application."""
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run the application until it is done or the session has ended."""
+        try:
+            async with asyncio.timeout(None) as self.limit:
+                self.cut_if_open_ended()  # it may have ended since it was asked for
+                await app(scope, self.receive, self.send)
+        except TimeoutError:
+            if not self.cut:
+                raise
+        finally:
+            self.limit = None
+        if self.ended is not None:
+            await self.close()
 
     def end(self, ended: Ended) -> None:
         """The guard's hook."""
@@ -168,7 +199,8 @@ class _Connection(ABC):
     def cut_if_open_ended(self) -> None:
         if self.ended is not None and self.is_open_ended and not self.cut and self.limit is not None:
             self.cut = True
-            self.limit.reschedule(asyncio.get_running_loop().time())
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.clean_up_s)
+            self.was_cut()
 
 
 class _Response(_Connection):
@@ -208,17 +240,31 @@ class _Response(_Connection):
 class _WebSocket(_Connection):
     """A WebSocket."""
 
+    clean_up_s = _CLEAN_UP_S
+
     def __init__(self, receive: Receive, send: Send, touch: Callable[[], None] | None) -> None:
         super().__init__(receive, send)
         self._touch = touch
         self._closed = False
+        self._told = False
+        self._receiving: asyncio.Future[Message] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def is_open_ended(self) -> bool:
         return not self._closed
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self.cut:
+            return await self._disconnected()
+        # A future of its own, since the end must be able to end it. An application that gives up waiting finds the
+        # same one the next time, and misses nothing.
+        receiving = self._receiving = self._receiving or asyncio.ensure_future(self._receive())
+        await asyncio.wait((receiving,))
+        self._receiving = None
+        if self._closing is not None:  # cut meanwhile, and what the client has sent is of no interest
+            return await self._disconnected()
+        message = receiving.result()
         if message["type"] == "websocket.disconnect":
             self._closed = True
         elif message["type"] == "websocket.receive" and self._touch is not None:
@@ -232,12 +278,36 @@ class _WebSocket(_Connection):
             self._closed = True
         await self._send(message)
 
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        try:
+            await super().run(app, scope)
+        finally:
+            if self._receiving is not None:
+                self._receiving.cancel()
+
+    def was_cut(self) -> None:
+        message = {"type": "websocket.close", "code": CLOSE_CODE, "reason": self._why}
+        self._closing = asyncio.get_running_loop().create_task(self._close(message))
+        if self._receiving is not None:
+            self._receiving.cancel()
+
     async def close(self) -> None:
-        if self.ended is None or self._closed:
-            return
-        self._closed = True
-        why = f"session ended: {self.ended.cause.value}"
-        await self._send({"type": "websocket.close", "code": CLOSE_CODE, "reason": why})
+        if self._closing is not None:
+            await self._closing
+
+    async def _close(self, message: Message) -> None:
+        with suppress(OSError):  # the client has gone by itself
+            await self._send(message)
+
+    async def _disconnected(self) -> Message:
+        if self._told:
+            await asyncio.get_running_loop().create_future()  # nothing comes after it: who waits on is cancelled soon
+        self._told = True
+        return {"type": "websocket.disconnect", "code": CLOSE_CODE, "reason": self._why}
+
+    @property
+    def _why(self) -> str:
+        return f"session ended: {self.ended.cause.value}" if self.ended is not None else ""
 
 
 def checked_on_stale(on_stale: object) -> None:

@@ -9,12 +9,13 @@ def me() -> str:
     return current_session().subject
 
 It works by the application's own hooks, so that `identify` may use `flask.session`, and routes may be marked
-(marks.py). The rules are those of wsgi.py.
+(marks.py). The rules are those of wsgi.py. WebSockets, as flask-sock gives them, are ended by a decorator (sock.py).
 """
 
+import functools
 import threading
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from flask import Flask, Request, Response, current_app, g, request
 from flask.typing import ResponseReturnValue
@@ -32,6 +33,7 @@ from lapse.schemas import ConfigError
 __all__ = ["Lapse", "background", "current_session", "on_stale", "session_over", "unguarded"]
 
 Identify: TypeAlias = Callable[[Request], Identity | None]
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 _SESSION: Final = "_lapse_session"
 _OVER: Final = "_lapse_over"
@@ -121,8 +123,27 @@ class Lapse:
         """Tell that a subject logged out, and return the session's reference."""
         return self._gate.closed(identity)
 
+    def websocket(self, handler: Handler) -> Handler:
+        """Decorate the handler of a WebSocket, whose first argument is a `simple_websocket.Server`, as of flask-sock.
+
+        When the session ends it is closed with 4001. Each message that is received is a touch, unless the handshake was
+        none: by its header, or since the handler is marked @background.
+        """
+        from lapse.consumers.frameworks.sock import serving
+
+        @functools.wraps(handler)
+        def guarded(ws: Any, *args: Any, **kwargs: Any) -> Any:
+            session: ActiveSession | None = g.get(_SESSION)
+            if session is None:
+                return handler(ws, *args, **kwargs)
+            touch = None if _is_background() else lambda: self._gate.touch(session)
+            with serving(ws, self.guard, session, session_over(), touch) as socket:
+                return handler(socket, *args, **kwargs)
+
+        return guarded  # type: ignore[return-value]  # it takes and returns what the handler does
+
     def _before(self) -> ResponseReturnValue | None:
-        view = current_app.view_functions.get(request.endpoint) if request.endpoint else None
+        view = _view()
         identity = None if is_unguarded(view) else self._identify(request)
         if identity is None:
             return None
@@ -131,7 +152,7 @@ class Lapse:
             return self._refused(session.decision)
         setattr(g, _SESSION, session)
         setattr(g, _OVER, threading.Event())
-        if request.headers.get(BACKGROUND) != "1" and not is_background(view):
+        if not _is_background():
             self._gate.touch(session)
         return None
 
@@ -142,6 +163,14 @@ class Lapse:
             parts = response.response
             response.response = Stream(parts, self.guard, session, g.get(_OVER), lambda: response.content_length)
         return response
+
+
+def _view() -> object:
+    return current_app.view_functions.get(request.endpoint) if request.endpoint else None
+
+
+def _is_background() -> bool:
+    return request.headers.get(BACKGROUND) == "1" or is_background(_view())
 
 
 def _refuse(decision: Decision) -> ResponseReturnValue:

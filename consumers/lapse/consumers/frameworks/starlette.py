@@ -8,7 +8,7 @@ Endpoints may be marked: `@background`, `@on_stale("deny")`, `@unguarded` (marks
 routing, so it looks for the endpoint itself; that costs nothing in a process without any mark.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -17,17 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
-from lapse.consumers.activity import ActivityPublisher
-from lapse.consumers.frameworks.asgi import (
-    SCOPE_KEY,
-    ActiveSession,
-    Identify,
-    Identity,
-    LapseMiddleware,
-    Scope,
-    checked_on_stale,
-)
-from lapse.consumers.frameworks.gate import Gate
+from lapse.consumers.frameworks.asgi import SCOPE_KEY, ActiveSession, LapseMiddleware, Scope
+from lapse.consumers.frameworks.extension import Extension
 from lapse.consumers.frameworks.marks import (
     any_marks,
     background,
@@ -37,7 +28,7 @@ from lapse.consumers.frameworks.marks import (
     on_stale_of,
     unguarded,
 )
-from lapse.consumers.guard import Guard, OnStale
+from lapse.consumers.guard import OnStale
 
 __all__ = ["Lapse", "background", "current_session", "on_stale", "unguarded"]
 
@@ -56,76 +47,17 @@ def current_session(connection: HTTPConnection) -> ActiveSession:
     return session
 
 
-class Lapse:
-    """The publisher and the guard of an application, started and stopped with it.
-
-    Args:
-        bootstrap_servers: of Kafka.
-        service: this service's name.
-        identify: whose request it is; see LapseMiddleware.
-        prefix: of the topics.
-        key: of session references, if the estate has one.
-        on_stale: what the guard does while it is stale, for all requests or by scope (a function may return None).
-            None: what `guard` does by itself, which is to allow unless it was made otherwise.
-        guard, publisher: your own, made with other arguments.
-
-    Attributes:
-        guard, publisher: as given, or made of the other arguments.
-
-    Raises:
-        ConfigError: on_stale is neither.
-    """
-
-    def __init__(
-        self,
-        bootstrap_servers: str | Sequence[str],
-        *,
-        service: str,
-        identify: Identify,
-        prefix: str = "lapse.",
-        key: bytes | None = None,
-        on_stale: OnStale | Callable[[Scope], OnStale | None] | None = None,
-        guard: Guard | None = None,
-        publisher: ActivityPublisher | None = None,
-    ) -> None:
-        checked_on_stale(on_stale)
-        by_itself = on_stale if isinstance(on_stale, str) else "allow"
-        self.guard = guard or Guard(bootstrap_servers, service=service, prefix=prefix, on_stale=by_itself)
-        self.publisher = publisher or ActivityPublisher(bootstrap_servers, service=service, prefix=prefix)
-        self._identify = identify
-        self._key = key
-        self._on_stale = on_stale
-        self._gate = Gate(self.guard, self.publisher, key)
+class Lapse(Extension):
+    """The publisher and the guard of an application, started and stopped with it; arguments are those of Extension."""
 
     def install(self, app: Starlette) -> None:
         """Add the middleware. What is added later runs outside of it, and sees unguarded requests."""
-        app.add_middleware(
-            LapseMiddleware,
-            guard=self.guard,
-            publisher=self.publisher,
-            identify=lambda scope: None if is_unguarded(_view_of(scope)) else self._identify(scope),
-            key=self._key,
-            on_stale=self._stale,
-            background=lambda scope: is_background(_view_of(scope)),
-        )
-
-    def started(self, identity: Identity, *, policy: str | None = None) -> str:
-        """Tell that a subject logged in, and return the session's reference; more by `publisher.started`."""
-        return self._gate.started(identity, policy=policy)
-
-    def closed(self, identity: Identity) -> str:
-        """Tell that a subject logged out, and return the session's reference."""
-        return self._gate.closed(identity)
-
-    def _stale(self, scope: Scope) -> OnStale | None:
-        """Return what the route's mark says, or else the application."""
-        marked = on_stale_of(_view_of(scope))
-        return marked or (self._on_stale(scope) if callable(self._on_stale) else self._on_stale)
+        app.add_middleware(LapseMiddleware, **self._for_middleware())
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Start and stop publisher and guard: `Starlette(lifespan=lapse.lifespan)`."""
-        async with self.publisher, self.guard:
+        async with self._running():
             yield
 
     def with_lifespan(
@@ -140,6 +72,15 @@ class Lapse:
                 yield await stack.enter_async_context(inner(app))
 
         return both
+
+    def _is_unguarded(self, scope: Scope) -> bool:
+        return is_unguarded(_view_of(scope))
+
+    def _is_background(self, scope: Scope) -> bool:
+        return is_background(_view_of(scope))
+
+    def _marked_on_stale(self, scope: Scope) -> OnStale | None:
+        return on_stale_of(_view_of(scope))
 
 
 def _view_of(scope: Scope) -> object:

@@ -7,13 +7,14 @@ is cancelled where it waits.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from lapse.consumers.frameworks.identity import ActiveSession
 from lapse.consumers.guard import Ended, SyncGuard, SyncHook
 
-__all__ = ["Stream", "async_stream"]
+__all__ = ["Stream", "async_stream", "watching"]
 
 T = TypeVar("T")
 
@@ -101,13 +102,43 @@ def _size(part: bytes | str) -> int:
 
 async def async_stream(parts: AsyncIterable[T], guard: SyncGuard, session: ActiveSession) -> AsyncGenerator[T, None]:
     """Yield the parts up to the end of the session; what waits for the next one is cancelled."""
-    loop = asyncio.get_running_loop()
     over = asyncio.Event()
+    iterator = aiter(parts)
+    ending = asyncio.ensure_future(over.wait())
+    try:
+        async with watching(guard, session, lambda _: over.set()):
+            while not over.is_set():
+                part = asyncio.ensure_future(anext(iterator, _END))
+                try:
+                    await asyncio.wait((part, ending), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not part.done():
+                        part.cancel()
+                        await asyncio.wait((part,))
+                if over.is_set() or part.cancelled():
+                    if not part.cancelled():
+                        part.exception()  # retrieved: what it was is of no interest any more
+                    break
+                value = part.result()
+                if isinstance(value, _End):
+                    break
+                yield value
+    finally:
+        ending.cancel()
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
 
-    def ended(_: Ended) -> None:
+
+@asynccontextmanager
+async def watching(guard: SyncGuard, session: ActiveSession, call: Callable[[Ended], None]) -> AsyncIterator[None]:
+    """Call in the running loop when the session ends, while this is entered."""
+    loop = asyncio.get_running_loop()
+
+    def ended(ending: Ended) -> None:
         try:
-            loop.call_soon_threadsafe(over.set)
-        except RuntimeError:  # the loop has ended, and the response with it
+            loop.call_soon_threadsafe(call, ending)
+        except RuntimeError:  # the loop has ended, and what was open in it
             return
 
     # Registering waits for the guard's thread; that is another's loop, not to be waited for in this one.
@@ -119,31 +150,10 @@ async def async_stream(parts: AsyncIterable[T], guard: SyncGuard, session: Activ
         tenant=session.tenant,
         started_at=session.started_at,
     )
-    iterator = aiter(parts)
-    ending = asyncio.ensure_future(over.wait())
     try:
-        while not over.is_set():
-            part = asyncio.ensure_future(anext(iterator, _END))
-            try:
-                await asyncio.wait((part, ending), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                if not part.done():
-                    part.cancel()
-                    await asyncio.wait((part,))
-            if over.is_set() or part.cancelled():
-                if not part.cancelled():
-                    part.exception()  # retrieved: what it was is of no interest any more
-                break
-            value = part.result()
-            if isinstance(value, _End):
-                break
-            yield value
+        yield
     finally:
-        ending.cancel()
         await asyncio.to_thread(hook.cancel)
-        close = getattr(iterator, "aclose", None)
-        if close is not None:
-            await close()
 
 
 class _End:

@@ -22,7 +22,7 @@ from lapse.consumers.guard.freshness import Freshness
 from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
 from lapse.consumers.guard.packed import Block, Refused
-from lapse.consumers.guard.reports import Reporter, percentile
+from lapse.consumers.guard.reports import LAST_REPORT_TIMEOUT_S, Reporter, percentile
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 
@@ -100,7 +100,8 @@ class Guard:
         self.checks = 0
         self.refused = 0
         self.allowed_while_stale = 0
-        self._on_stale = on_stale
+        self._on_stale: OnStale = on_stale
+        self._stale_after_ms = stale_after_ms
         self._clock = clock
         self._topics = TopicNames(prefix)
         self._denials = Denials(session_life_max_ms)
@@ -157,8 +158,9 @@ class Guard:
         producer, self._producer = self._producer, None
         if producer is not None:
             try:
-                async with asyncio.timeout(1.0):
-                    await Reporter(producer, self._topics, self.intake, self.status, self._clock).report_status()
+                async with asyncio.timeout(LAST_REPORT_TIMEOUT_S):
+                    reporter = Reporter(producer, self._topics, self.intake, self.status, self._clock)
+                    await reporter.report_status(stopping=True)
             except WRITE_ERRORS as error:
                 _log.info("the guard's last status was not written: %s", error)
             finally:
@@ -285,6 +287,8 @@ class Guard:
             refused=self.refused,
             allowed_while_stale=self.allowed_while_stale,
             propagation_ms=propagation,
+            stale_after_ms=self._stale_after_ms,
+            on_stale=self._on_stale,
         )
 
 

@@ -124,22 +124,23 @@ class Intake:
         join, wanted = self.denials.join_ending, self.hooks.wanted
         watched = len(self.hooks) > 0
         news_from = self._news_from("expiries", partition)
+        told = watched or records[-1].offset >= news_from  # else what is joined is history that nobody waits for
         for record in records:
             value = record.value
             if value is None:
                 continue  # a tombstone means nothing here
-            news = record.offset >= news_from
             usual = match_ending(value)
             if usual is None:
                 try:
-                    self._apply_unusual(partition, record, at, news)
+                    self._apply_unusual(partition, record, at, record.offset >= news_from)
                 except BadRecord as fault:
                     self._refuse("expiries", partition, record, fault.reason)
                 continue
             session, cause, due_at, order, deny_until = usual.groups()
             name = session.decode()
             revocation = None if order is None else order.decode()
-            if join(name, CAUSES[cause], int(due_at), revocation, int(deny_until)):
+            if join(name, CAUSES[cause], int(due_at), revocation, int(deny_until)) and told:
+                news = record.offset >= news_from
                 if news:
                     self.propagations_ms.append(self.broker_clock.since(record.timestamp, at))
                 if watched and wanted(name, news=news):

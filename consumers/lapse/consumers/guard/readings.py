@@ -14,12 +14,12 @@ from lapse.schemas import Cause
 
 __all__ = ["CAUSES", "match_ending"]
 
-_NAME: Final = rb'"([ !#-\[\]-~]{1,256})"'
-_ANY_NAME: Final = rb'"[ !#-\[\]-~]{1,256}"'
-_TENANT: Final = rb'"[ !#-.0-\[\]-~]{1,256}"'
-_NATURAL: Final = rb"(?:0|[1-9][0-9]{0,14})"
-_LIMIT: Final = rb"(?:null|[1-9][0-9]{0,14})"
-_PARTITION: Final = rb"(?:0|[1-9][0-9]{0,8})"
+_NAME: Final = rb'"([ !#-\[\]-~]{1,256}+)"'
+_ANY_NAME: Final = rb'"[ !#-\[\]-~]{1,256}+"'
+_TENANT: Final = rb'"[ !#-.0-\[\]-~]{1,256}+"'
+_NATURAL: Final = rb"(?:0|[1-9][0-9]{0,14}+)"
+_LIMIT: Final = rb"(?:null|[1-9][0-9]{0,14}+)"
+_PARTITION: Final = rb"(?:0|[1-9][0-9]{0,8}+)"
 
 CAUSES: Final = {str(cause).encode(): cause for cause in Cause}
 

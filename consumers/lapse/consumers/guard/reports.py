@@ -1,8 +1,9 @@
 """How do operators learn what a guard does?
 
-Once a second the guard's status goes to lapse.enforcement, and at once every revocation it has applied; what it could
-not read goes to lapse.dead-letters. Reports are best effort: they wait while the broker is away, the oldest are given
-up first, and nothing the guard decides hangs on them. Each acknowledged status also says what the broker's clock is.
+Once a second the guard's status goes to lapse.enforcement, the last one saying that it stops, and at once every
+revocation it has applied; what it could not read goes to lapse.dead-letters. Reports are best effort: they wait while
+the broker is away, the oldest are given up first, and nothing the guard decides hangs on them. Each acknowledged status
+also says what the broker's clock is.
 """
 
 import asyncio
@@ -15,11 +16,14 @@ from lapse.consumers.guard.intake import Intake
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import GuardApplied, GuardStatus, TopicNames, encode
 
-__all__ = ["Reporter", "percentile"]
+__all__ = ["LAST_REPORT_TIMEOUT_S", "Reporter", "percentile"]
 
 _log = logging.getLogger("lapse.consumers")
 
 REPORT_INTERVAL_S: Final = 1.0
+LAST_REPORT_TIMEOUT_S: Final = 1.0
+"""What a stop spends on saying so: an acknowledgement takes milliseconds, and who is cut off is not to hold a shutdown.
+"""
 _WRITE_TIMEOUT_S: Final = 5.0
 _LOOK_INTERVAL_S: Final = 0.05
 """How often the queue of applied revocations is looked at: a report comes at most so much later, and applying a
@@ -73,13 +77,17 @@ class Reporter:
                 await asyncio.sleep(REPORT_INTERVAL_S)
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
-    async def report_status(self) -> None:
+    async def report_status(self, *, stopping: bool = False) -> None:
         """Write the status of now.
+
+        Args:
+            stopping: it is the last one.
 
         Raises:
             one of WRITE_ERRORS.
         """
-        status = self._status().model_copy(update={"clock_offset_ms": self._clock_offset_ms()})
+        told = {"clock_offset_ms": self._clock_offset_ms(), "stopping": stopping}
+        status = self._status().model_copy(update=told)
         await self._write(
             self._topics.enforcement, f"{status.service}/{status.instance}", encode(status), measure_clock=True
         )

@@ -8,17 +8,15 @@ shares nothing with the parent's or another child's.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from lapse.consumers.guard.decisions import Decision, OnStale
 from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS
 from lapse.consumers.guard.feed import Feed
 from lapse.consumers.guard.guard import Guard, monotonic_ms
 from lapse.consumers.guard.hooks import Hook, OnEnded
-from lapse.consumers.loop_thread import CALL_ERRORS, LoopThread, end_at_exit, has_ended, keep_inherited, tell_of_forks
+from lapse.consumers.loop_thread import CALL_ERRORS, InThread, LoopThread, end_at_exit, has_ended
 from lapse.schemas import GuardStatus
 
 __all__ = ["SyncGuard", "SyncHook"]
@@ -50,7 +48,7 @@ class SyncHook:
         self._guard._forget(self._hook)
 
 
-class SyncGuard:
+class SyncGuard(InThread[Guard]):
     """Refuses ended sessions; `with` starts and stops it, and so does the first check.
 
     Arguments are those of `Guard`. All methods may be called from any thread.
@@ -58,8 +56,6 @@ class SyncGuard:
     Raises:
         ConfigError: an argument is out of range.
     """
-
-    _has_thread = True
 
     def __init__(
         self,
@@ -79,39 +75,27 @@ class SyncGuard:
     ) -> None:
         self.service = service
         self._ready_timeout_s = ready_timeout_s
-        self._options: dict[str, Any] = {
-            "bootstrap_servers": bootstrap_servers,
-            "service": service,
-            "instance": instance,
-            "prefix": prefix,
-            "stale_after_ms": stale_after_ms,
-            "on_stale": on_stale,
-            "session_life_max_ms": session_life_max_ms,
-            "ready_timeout_s": ready_timeout_s,
-            "report": report,
-            "client": client,
-            "feed": feed,
-            "clock": clock,
-        }
         self._of_all: dict[Hook, OnEnded] = {}  # hooks of all sessions, which a child takes over
-        self._make()
-        tell_of_forks(self)
+        super().__init__(
+            lambda: Guard(
+                bootstrap_servers,
+                service=service,
+                instance=instance,
+                prefix=prefix,
+                stale_after_ms=stale_after_ms,
+                on_stale=on_stale,
+                session_life_max_ms=session_life_max_ms,
+                ready_timeout_s=ready_timeout_s,
+                report=report,
+                client=client,
+                feed=feed,
+                clock=clock,
+            )
+        )
 
-    def _make(self) -> None:
-        """Make what belongs to one process."""
-        self._inner = Guard(**self._options)
-        self._guard: Guard | None = None  # the same, from when it has been started: what check asks
-        self._thread: LoopThread | None = None
-        self._starting = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def _renew(self) -> None:
+        super()._renew()
+        self._guard: Guard | None = None  # the inner one, from when it has been started: what check asks
 
     def start(self) -> None:
         """Start in this process, and return when the guard is fresh, or stale for one of the reasons of Guard.start.
@@ -217,16 +201,8 @@ class SyncGuard:
 
     def after_fork(self) -> None:
         """In a forked child: start anew, with nothing of the parent's."""
-        thread, inner, callbacks = self._thread, self._inner, list(self._of_all.values())
-        if thread is not None:
-            thread.abandon()
-        keep_inherited(inner)
-        self._make()
-        self._of_all = {self._inner.on_ended(callback): callback for callback in callbacks}
-
-    def at_exit(self) -> None:
-        """The process ends: so does the thread, before what it stands on."""
-        self.stop()
+        super().after_fork()
+        self._of_all = {self._inner.on_ended(callback): callback for callback in self._of_all.values()}
 
     def _started(self) -> Guard:
         """Start, and return the guard; where no thread can be had it is stale, and the next check tries again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,7 @@ def redis(
     with explained():
         chosen = LAYOUTS[layout] if layout is not None else Layout(template or "")
         if layout is not None and template is not None:
-            chosen = Layout(template, spring=chosen.spring)
+            chosen = dataclasses.replace(chosen, template=template)
         store = RedisStore(_store(settings), chosen)
         effect = IndexedEffect(store, key=settings.reference_key, passes=scan, pass_interval_s=interval_s)
     return _run(settings, effect, name, remembers=True)

@@ -22,6 +22,13 @@ __all__ = ["register"]
 
 _COLUMNS = ("service", "instance", "version", "report", "stale", "p50 / p99", "checks", "refused", "stands out")
 _COLUMNS_OF_ONE = ("service", "instance", "state", "after", "closed", "report")
+_STATES = {
+    "known": "known from before its report",
+    "stopped": "stopped without it",
+    "missing": "NOT APPLIED",
+    "unguarded": "NO GUARD",
+}
+_LACKING = frozenset({"missing", "unguarded"})
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +51,8 @@ def fleet(
     """Show every service's guards, and what stands out: exit code 1 where something does.
 
     Stands out: a service that publishes activity without a guard; a guard that is silent, stale, behind in the topics,
-    lets sessions pass while stale, or has not applied a revocation. It takes two to three seconds, since guards report
-    once a second.
+    lets sessions pass while stale, or has not applied a revocation. A guard that was told to stop does not: it is shown
+    as stopped for 15 seconds. It takes two to three seconds, since guards report once a second.
     """
     if live and json:
         usage("--live draws for people: leave it out, or leave out --json")
@@ -88,7 +95,7 @@ def _tell_one(view: View, *, as_json: bool) -> int:
         print_table(_COLUMNS_OF_ONE, [_cells_of_one(one) for one in found])
     else:
         say("no guard has reported")
-    return 0 if all(one.state in {"applied", "known"} for one in found) else FAILED
+    return FAILED if any(one.state in _LACKING for one in found) else 0
 
 
 async def _live(settings: Settings, within_ms: int, revocation: str | None) -> None:
@@ -107,8 +114,7 @@ async def _live(settings: Settings, within_ms: int, revocation: str | None) -> N
                     table = _table(_COLUMNS, [(_cells(row), bool(row.findings)) for row in rows])
                 else:
                     ones = view.fleet.enforcement(view.now)
-                    enforced = {"applied", "known"}
-                    table = _table(_COLUMNS_OF_ONE, [(_cells_of_one(one), one.state not in enforced) for one in ones])
+                    table = _table(_COLUMNS_OF_ONE, [(_cells_of_one(one), one.state in _LACKING) for one in ones])
                 told = f"{clock(view.now)}  {_sampled(view)}; Ctrl-C ends"
                 screen.update(Group(table, Text(told, style="dim")), refresh=True)
 
@@ -132,12 +138,13 @@ def _sampled(view: View) -> str:
 
 
 def _object(row: Row) -> dict[str, object]:
-    status = {} if row.status is None else row.status.model_dump(mode="json", exclude={"type", "v"})
+    status = {} if row.status is None else row.status.model_dump(mode="json", exclude={"type", "v", "stopping"})
     return {
         **status,
         "service": row.service,
         "instance": row.instance,
         "silent_ms": row.silent_ms,
+        "stopped": row.stopped,
         "behind": row.behind,
         "allowed_while_stale_within": row.allowed_while_stale,
         "findings": [{"kind": one.kind, "amount": one.amount, "about": one.about} for one in row.findings],
@@ -154,7 +161,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.service,
         row.instance or "-",
         status.version,
-        _ago(row.silent_ms),
+        f"stopped {_ago(row.silent_ms)}" if row.stopped else _ago(row.silent_ms),
         f"{status.stale_ms} ms",
         "-" if propagation is None else f"{propagation.p50:.1f} / {propagation.p99:.1f} ms",
         str(status.checks),
@@ -167,9 +174,7 @@ def _cells_of_one(one: Enforcement) -> tuple[str, ...]:
     return (
         one.service,
         one.instance or "-",
-        {"known": "known from before its report", "missing": "NOT APPLIED", "unguarded": "NO GUARD"}.get(
-            one.state, one.state
-        ),
+        _STATES.get(one.state, one.state),
         "-" if one.after_ms is None else f"{one.after_ms:.1f} ms",
         "-" if one.closed is None else str(one.closed),
         _ago(one.silent_ms),

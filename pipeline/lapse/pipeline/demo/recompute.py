@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from lapse.pipeline.demo.walk import EndedBy, Expected, OrderedPolicy, OrderedRevocation, Rules, Walk
+from lapse.pipeline.demo.ordered import OrderedPolicy, OrderedRevocation, covers
+from lapse.pipeline.demo.walk import EndedBy, Expected, LogRecord, Rules, Walk
 from lapse.schemas import BadRecord, Cause, SessionEnded, parse_expiry, parse_policy, parse_revocation, partition_of
 
 __all__ = ["MISSED_AFTER_MS", "Finding", "Published", "RawTopics", "TopicRecord", "Verdict", "published", "recompute"]
@@ -29,17 +30,11 @@ MISSED_AFTER_MS: Final = 2_000
 long is not late, it is missing; and what is younger than that when the demo stops may still be on its way."""
 
 
-class TopicRecord(Protocol):
-    """What is read of a record; aiokafka's ConsumerRecord has it. `timestamp` is the append time."""
+class TopicRecord(LogRecord, Protocol):
+    """What is read of a record of several partitions; aiokafka's ConsumerRecord has it."""
 
     @property
     def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def value(self) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +194,11 @@ def _missed(walks: Iterable[Walk], endings: Mapping[str, Published], before: int
         for rule in walk.expected.values():
             if rule.session not in endings and rule.decided_at < before:
                 yield Finding(rule.session, f"over ({rule.cause}) since {rule.due_at}, without an ending")
-        uncopied = walk.uncopied(before)
+        uncopied = walk.orders.uncopied(before)
         for login in walk.live.values():
             if login.session in endings:
                 continue
             if (over_at := walk.over_at(login)) < before:
                 yield Finding(login.session, f"over since {over_at}, and its partition is silent")
-            elif any(walk.covers(order, login) for order in uncopied):
+            elif any(covers(order, login) for order in uncopied):
                 yield Finding(login.session, "covered by a revocation that was never copied into its log")

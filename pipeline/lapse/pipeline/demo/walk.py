@@ -2,9 +2,7 @@
 
 The auditor's reading of DESIGN.md sections 2 and 3: a dictionary of sessions, looked through at every record that can
 matter. It shares no code with the engine, and nothing with it but the schemas, so that where both agree, they agree by
-the rules. It does not trust the owner's copies either: a copy of a revocation or policy only says *where* in the log
-the order took effect; what was ordered, and when, is read from the topic it was written to. A copy without an original
-has no effect here, and an original without a copy takes effect once it is `copied_within_ms` old.
+the rules. An order takes effect at its copy, and without one once it is `copied_within_ms` old (ordered.py).
 
 For one record of stamp `s`:
 
@@ -31,6 +29,7 @@ from typing import Final, NamedTuple, Protocol
 
 from lapse.pipeline.demo.holding import Holding
 from lapse.pipeline.demo.limits_in_force import Login, PoliciesInForce
+from lapse.pipeline.demo.ordered import OrderedPolicy, OrderedRevocation, Orders, covers
 from lapse.schemas import (
     ActivityRecord,
     BadRecord,
@@ -38,9 +37,7 @@ from lapse.schemas import (
     ClockTick,
     PackedTouch,
     PackedTouches,
-    Policy,
     PolicyAdopted,
-    Revocation,
     RevocationOrdered,
     SessionClosed,
     SessionElevated,
@@ -58,8 +55,6 @@ __all__ = [
     "EndedBy",
     "Expected",
     "LogRecord",
-    "OrderedPolicy",
-    "OrderedRevocation",
     "Rules",
     "Walk",
 ]
@@ -77,7 +72,7 @@ _Activity = SessionStarted | SessionTouched | SessionElevated | SessionRefreshed
 
 
 class LogRecord(Protocol):
-    """What the auditor reads of a record: aiokafka's ConsumerRecord has it."""
+    """What the auditor reads of a record: aiokafka's ConsumerRecord has it. `timestamp` is the append time."""
 
     @property
     def offset(self) -> int: ...
@@ -100,21 +95,6 @@ class Rules:
     adopt_unknown: bool
     copied_within_ms: int = COPIED_WITHIN_MS
     settled_within_ms: int = SETTLED_WITHIN_MS
-
-
-class OrderedRevocation(NamedTuple):
-    """A revocation as it stands in lapse.revocations, appended at `at` (the earliest of its id)."""
-
-    at: int
-    revocation: Revocation
-
-
-class OrderedPolicy(NamedTuple):
-    """A policy as it stands in lapse.policies, appended at `at`; `version` is its offset there."""
-
-    at: int
-    version: int
-    policy: Policy
 
 
 class Expected(NamedTuple):
@@ -141,6 +121,7 @@ class Walk:
         live: the sessions that are not over, by reference.
         expected: the endings, by session.
         seen: every session that there was.
+        orders: of operators, as far as they have not taken effect, or are kept for what comes late.
     """
 
     def __init__(
@@ -163,15 +144,11 @@ class Walk:
         self.live: dict[str, Login] = {}
         self.expected: dict[str, Expected] = {}
         self.seen: set[str] = set()
+        self.orders = Orders(revocations, policies)
         self._partition = partition
         self._rules = rules
         self._holding = Holding(rules.gap_ms, rules.gap_grace_ms)
         self._in_force = PoliciesInForce()
-        # What was ordered and has not taken effect yet, in the order of their appends.
-        self._revocations = {order.revocation.id: order for order in sorted(revocations, key=lambda order: order.at)}
-        self._policies = {order.version: order for order in sorted(policies, key=lambda order: order.version)}
-        self._cutoffs: dict[str, OrderedRevocation] = {}
-        self._barred: dict[str, OrderedRevocation] = {}
         self._over_since: dict[str, int] = {}  # ended session -> decided_at
         self._origins: dict[int, tuple[int, int]] = {}
         # No session is over before this instant: touches only make them later, so it is found anew when it has come.
@@ -188,16 +165,6 @@ class Walk:
     def over_at(self, login: Login) -> int:
         """Return the stamp at which a live session would be over if nothing more came, outside a hold."""
         return min(_idle_due(login) + self._rules.grace_ms, _absolute_due(login))
-
-    def uncopied(self, before: int) -> list[OrderedRevocation]:
-        """Return the revocations appended before an instant that have taken no effect to the end of the log."""
-        return [order for order in self._revocations.values() if order.at < before]
-
-    def covers(self, order: OrderedRevocation, login: Login) -> bool:
-        """Return whether a revocation ends a session that is live."""
-        if order.revocation.session is not None:
-            return order.revocation.session == login.session
-        return _in_scope(order.revocation, login) and login.started_at <= order.at
 
     def _record(self, record: LogRecord) -> None:
         before = self.stamp
@@ -218,10 +185,10 @@ class Walk:
         elif isinstance(activity, ClockTick):
             self._holding.tick(stamp, activity)
         elif isinstance(activity, RevocationOrdered):
-            if (order := self._revocations.pop(activity.revocation.id, None)) is not None:
+            if (order := self.orders.take_revocation(activity.revocation.id)) is not None:
                 self._revoke(order, stamp)
         elif isinstance(activity, PolicyAdopted):
-            if (adopted := self._policies.pop(activity.version, None)) is not None:
+            if (adopted := self.orders.take_policy(activity.version)) is not None:
                 self._adopt_policy(adopted)
         elif activity is not None and self._is_ours(activity.subject, activity.tenant):
             self._activity(activity, stamp, stamp)
@@ -395,21 +362,13 @@ class Walk:
         self.seen.add(login.session)
         self.live[login.session] = login
         self._nothing_before = min(self._nothing_before, self.over_at(login))
-        order = self._barred.pop(login.session, None) or min(
-            (
-                order
-                for order in self._cutoffs.values()
-                if _in_scope(order.revocation, login) and (not start_is_known or login.started_at <= order.at)
-            ),
-            key=lambda order: (order.at, order.revocation.id),
-            default=None,
-        )
+        order = self.orders.ending(login, start_is_known=start_is_known)
         if order is not None:
             self._end(login, Cause.REVOKED, order.at, stamp)
 
     def _close(self, session: str, login: Login | None, instant: int, stamp: int, sent_at: int) -> None:
         if login is None:
-            if session not in self._barred:
+            if not self.orders.is_barred(session):
                 self._over_since[session] = stamp  # remembered, without a record
             return
         idle_due = _idle_due(login)
@@ -433,28 +392,23 @@ class Walk:
     # Orders
 
     def _apply_old_orders(self, stamp: int) -> None:
-        if not self._revocations and not self._policies:
-            return
         before = stamp - self._rules.copied_within_ms
-        for order in [order for order in self._revocations.values() if order.at < before]:
-            del self._revocations[order.revocation.id]
+        for order in self.orders.take_old_revocations(before):
             self._revoke(order, stamp)
-        for policy in [policy for policy in self._policies.values() if policy.at < before]:
-            del self._policies[policy.version]
+        for policy in self.orders.take_old_policies(before):
             self._adopt_policy(policy)
 
     def _revoke(self, order: OrderedRevocation, stamp: int) -> None:
         order = order._replace(at=min(order.at, stamp))
         session = order.revocation.session
         if session is None:
-            self._cutoffs[order.revocation.id] = order
+            self.orders.keep(order)
         elif session not in self.live:
             if not self._is_over(session, stamp):
-                kept = self._barred.setdefault(session, order)
-                self._barred[session] = min(kept, order, key=lambda order: (order.at, order.revocation.id))
+                self.orders.bar(session, order)
             return
         for login in list(self.live.values()):
-            if self.covers(order, login):
+            if covers(order, login):
                 self._end(login, Cause.REVOKED, order.at, stamp)
 
     def _adopt_policy(self, order: OrderedPolicy) -> None:
@@ -470,11 +424,3 @@ def _idle_due(login: Login) -> int:
 
 def _absolute_due(login: Login) -> int:
     return _NEVER if login.limits.absolute_ms is None else login.started_at + login.limits.absolute_ms
-
-
-def _in_scope(revocation: Revocation, login: Login) -> bool:
-    if revocation.everyone:
-        return True
-    if revocation.subject is not None:
-        return (revocation.subject, revocation.tenant) == (login.subject, login.tenant)
-    return revocation.tenant == login.tenant

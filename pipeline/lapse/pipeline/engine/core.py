@@ -10,7 +10,7 @@ For each record, in this order:
 
 1. The clock gives the record its stamp (log_clock.py). A jump may begin a hold; a hold may end (holds.py).
 2. A tick moves log time. A forwarded record is applied, by the stamp it had where it was found.
-3. What is over, log time having come there, is settled (sessions.py).
+3. What is over, log time having come there, is settled (settling.py).
 4. The record is applied.
 
 A record whose append time is suspicious, or that its stamp says is late while log time does not, waits, and with it

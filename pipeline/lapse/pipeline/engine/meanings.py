@@ -44,6 +44,10 @@ from lapse.schemas import (
 
 __all__ = ["RecordMeanings"]
 
+LETTERS_OF_RECORD_MAX = 8
+"""Bad entries of one packed record that get a dead letter: each letter holds up to 4 KiB of the record, which has up to
+500 entries of some bytes each, so that a megabyte of them would become gigabytes of letters."""
+
 ORDER_SKEW_MS = 1_000
 """A revocation's topic may be led by another broker, whose clock may be ahead by that much and still be believed."""
 
@@ -69,6 +73,7 @@ class RecordMeanings(ABC):
         self._offset = 0  # offset and value of the record being applied
         self._value: bytes | None = None
         self._entries_of, self._entries_done = -1, 0  # a packed record of which so many entries were applied
+        self._letters_of, self._letters = -1, 0  # the last record with bad entries, and how many it had so far
 
     @abstractmethod
     def _tick(self, record: ClockTick) -> bool:
@@ -103,7 +108,7 @@ class RecordMeanings(ABC):
             at = self._ordered_at(record.at, stamp)
             sessions.revoke(record.revocation, at, self._covers_at(at, stamp), stamp, self._offset)
         elif isinstance(record, PolicyAdopted):
-            sessions.adopt_policy(record.version, record.policy)
+            sessions.adopt_policy(record.version, record.policy, stamp)
         elif record is not None:
             self._activity(record, stamp, stamp)
 
@@ -300,6 +305,14 @@ class RecordMeanings(ABC):
 
     def _dead_letter(self, reason: str, entry: int | None = None) -> None:
         settings = self.settings
+        if self._letters_of != self._offset:
+            self._letters_of, self._letters = self._offset, 0
+        self._letters += 1
+        if self._letters > LETTERS_OF_RECORD_MAX:
+            self.sessions.counters["entries_refused_untold"] += 1
+            return
+        if self._letters == LETTERS_OF_RECORD_MAX:
+            reason = f"the last bad entry of this record that is reported, read the record for others: {reason}"
         self.sessions.counters["dead_letters"] += 1
         self.sessions.effects.dead_letters.append(
             DeadLetter.of(settings.topic, settings.partition, self._offset, self._value, reason, entry)

@@ -17,7 +17,7 @@ Source: DESIGN.md sections 3 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -162,10 +162,12 @@ class SessionClasses:
             del self._numbers[self.kinds[number]]
             self._free.append(number)
 
-    def derive(self, changed: Callable[[int], None]) -> None:
-        """Derive every class's limits anew; call `changed` with the number of each whose limits are others now."""
+    def derive(self) -> dict[int, Limits]:
+        """Derive every class's limits anew; return by number the former ones of each whose limits are others now."""
+        changed = {}
         for kind, number in self._numbers.items():
             limits = self._book.limits(kind)
             if limits != self.limits[number]:
+                changed[number] = self.limits[number]
                 self.limits[number] = limits
-                changed(number)
+        return changed

@@ -112,7 +112,8 @@ def _problems(spec: TopicSpec, found: FoundTopic | None, settings: Settings, cou
 def _partition_problems(spec: TopicSpec, found: FoundTopic, settings: Settings, counts: set[int]) -> list[TopicProblem]:
     if found.partitions == spec.partitions:
         return []
-    if spec.name == TopicNames(settings.prefix).policies:
+    names = TopicNames(settings.prefix)
+    if spec.name == names.policies:
         why = "a policy's version is its offset in the one partition"
         remedy = "take another prefix (--prefix), or delete the topic and run `lapse topics apply`"
     elif spec.co_partitioned:
@@ -122,6 +123,9 @@ def _partition_problems(spec: TopicSpec, found: FoundTopic, settings: Settings, 
             if counts == {found.partitions}
             else "take another prefix (--prefix): adding partitions to a topic moves subjects away from their sessions"
         )
+    elif spec.name in (names.violations, names.dead_letters) and found.partitions < spec.partitions:
+        why = "a partition's owner reports to the same partition number, which would not be there"
+        remedy = f"add partitions: kafka-topics.sh --alter --topic {spec.name} --partitions {spec.partitions}"
     else:
         return []
     return [TopicProblem(spec.name, "partitions", str(found.partitions), str(spec.partitions), why, remedy)]

@@ -7,15 +7,20 @@ is what reports under one service and instance. What stands out, and when:
 
 | finding | when |
 | --- | --- |
-| `unguarded` | a service publishes activity, and no guard of its name has reported in the window |
-| `silent` | an instance's last report is SILENT_AFTER_MS old or older: it was stopped, is cut off, or hangs |
-| `stale` | its last status says that its knowledge is STALE_AFTER_MS old or older |
+| `unguarded` | a service publishes activity, and no guard of its name reported in the window, or all have stopped |
+| `silent` | an instance's last report is SILENT_AFTER_MS old or older: it was killed, is cut off, or hangs |
+| `stale` | its last status says that its knowledge is as old as its own limit, or older (none named: STALE_AFTER_MS) |
 | `behind` | its status is more than a second younger than the end of a topic that it says it has not reached |
 | `allowed_while_stale` | it let sessions pass while stale, within the window |
 | `revocation_missing` | a revocation is APPLY_WITHIN_MS old or older, and nothing says that the instance has it |
 
 That an instance has a revocation is said by its `guard.applied`, or by offsets of its status at or past one of the
 places where the revocation stands: a guard that started later, or whose report was lost, knows it from there.
+
+A running instance becomes a stopped one by a last status that says so, and a running one again by any later status.
+Nothing that a stopped one lacks stands out, and it leaves the list LEAVING_MS after its stop; one that let sessions
+pass while stale answers for that to the window's end. It guards nothing: where all instances of a service have stopped,
+activity that is appended LEAVING_MS after the last stop, or later, is unguarded.
 
 `behind` is judged without any clock: the ends of the topics are taken, a second later the end of the enforcement topic,
 and only a status at or past that end is held against them (`expect`).
@@ -25,12 +30,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from lapse.schemas import GuardApplied, GuardStatus
 
 __all__ = [
     "APPLY_WITHIN_MS",
+    "LEAVING_MS",
     "REVOCATIONS_MAX",
     "SILENT_AFTER_MS",
     "STALE_AFTER_MS",
@@ -45,7 +51,10 @@ SILENT_AFTER_MS: Final = 5_000
 """Five missed reports. A write that fails is repeated after a second, one that hangs is given up after five."""
 
 STALE_AFTER_MS: Final = 10_000
-"""What a guard calls stale unless it is told otherwise; its own bound is not in its report."""
+"""What is called stale where a report names no limit: an applier's, and that of a guard of an older SDK."""
+
+LEAVING_MS: Final = 15_000
+"""A publisher's stop may take 5 s, a guard's about as long, and a process stops them in either order."""
 
 APPLY_WITHIN_MS: Final = 3_000
 """A revocation takes milliseconds; the status that shows its offset comes up to a second later, a repeated one two."""
@@ -54,6 +63,7 @@ REVOCATIONS_MAX: Final = 1_000
 """The newest revocations that are held against every instance; of each instance as many reports are kept."""
 
 Kind = Literal["unguarded", "silent", "stale", "behind", "allowed_while_stale", "revocation_missing"]
+State = Literal["applied", "known", "stopped", "missing", "unguarded"]
 Topic = Literal["expiries", "revocations"]
 
 
@@ -74,6 +84,7 @@ class Row:
         instance: None: no guard of the service has reported.
         status: its last; None: only applied revocations have been read of it.
         silent_ms: since its last report.
+        stopped: that report said that it stops.
         behind: records it had not applied when it last could be judged; None: it could not yet.
         allowed_while_stale: sessions let pass while stale, within the window.
     """
@@ -82,6 +93,7 @@ class Row:
     instance: str | None
     status: GuardStatus | None
     silent_ms: int | None
+    stopped: bool
     behind: int | None
     allowed_while_stale: int
     findings: tuple[Finding, ...]
@@ -92,7 +104,8 @@ class Enforcement:
     """Whether an instance has applied one revocation.
 
     Attributes:
-        state: `applied` (it reported so), `known` (its offsets are past it), `missing`, or `unguarded`.
+        state: `applied` (it reported so), `known` (its offsets are past it), `missing`, `stopped` (without it, after
+            the revocation's append), or `unguarded`.
         after_ms: since the revocation's append; None unless `applied`.
         closed: what it closed; None unless `applied`.
         silent_ms: since its last report; None where there is no instance.
@@ -100,7 +113,7 @@ class Enforcement:
 
     service: str
     instance: str | None
-    state: Literal["applied", "known", "missing", "unguarded"]
+    state: State
     after_ms: float | None
     closed: int | None
     silent_ms: int | None
@@ -125,6 +138,10 @@ class _Instance:
     allowed: int = 0
     behind: int | None = None
     judged: bool = False  # against the ends that are in force
+
+    @property
+    def stopped(self) -> bool:
+        return self.status is not None and self.status.stopping
 
 
 class Fleet:
@@ -197,19 +214,20 @@ class Fleet:
     def is_judged(self, now: int) -> bool:
         """Return whether every instance that still reports has been held against the ends that are in force."""
         return all(
-            instance.judged for instance in self._instances.values() if now - instance.reported_at < SILENT_AFTER_MS
+            instance.judged or instance.stopped
+            for instance in self._instances.values()
+            if now - instance.reported_at < SILENT_AFTER_MS
         )
 
     def rows(self, now: int, within_ms: int) -> list[Row]:
         """Return every instance of the window and every unguarded service, by name; `now` by the broker's clock."""
         since = now - within_ms
         seen = {key: one for key, one in self._instances.items() if one.reported_at >= since}
-        guarded = {service for service, _ in seen}
         rows = [self._row(service, name, instance, now) for (service, name), instance in seen.items()]
+        rows = [row for row in rows if not row.stopped or row.findings or (row.silent_ms or 0) < LEAVING_MS]
         rows += [
-            Row(service, None, None, None, None, 0, (_unguarded(now - at),))
-            for service, at in self._publishing.items()
-            if service not in guarded
+            Row(service, None, None, None, False, None, 0, (_unguarded(now - at, stopped),))
+            for service, at, stopped in self._unguarded(since)
         ]
         return sorted(rows, key=lambda row: (row.service, row.instance or ""))
 
@@ -225,22 +243,41 @@ class Fleet:
                 found.append(Enforcement(service, name, "applied", report.after_ms, report.closed, silent))
             elif order is None or not _reads_revocations(instance):
                 continue
-            else:
-                state: Literal["known", "missing"] = "known" if _covers(instance, order) else "missing"
+            elif not instance.stopped:
+                state: State = "known" if _covers(instance, order) else "missing"
                 found.append(Enforcement(service, name, state, None, None, silent))
-        guarded = {service for service, _ in self._instances}
+            elif instance.reported_at >= order.at:
+                state = "known" if _covers(instance, order) else "stopped"
+                found.append(Enforcement(service, name, state, None, None, silent))
         found += [
-            Enforcement(service, None, "unguarded", None, None, None)
-            for service in self._publishing
-            if service not in guarded
+            Enforcement(service, None, "unguarded", None, None, None) for service, _, _ in self._unguarded(since=0)
         ]
-        ranks = {"applied": 0, "known": 1, "missing": 2, "unguarded": 3}
-        return sorted(found, key=lambda one: (ranks[one.state], one.after_ms or 0, one.service, one.instance or ""))
+        ranks = get_args(State)
+        return sorted(
+            found, key=lambda one: (ranks.index(one.state), one.after_ms or 0, one.service, one.instance or "")
+        )
 
     def ordered_at(self, identifier: str) -> int | None:
         """Return when a revocation was appended, or None if it has not been read."""
         order = self._orders.get(identifier)
         return None if order is None else order.at
+
+    def _unguarded(self, since: int) -> list[tuple[str, int, bool]]:
+        """Return the services that published since then without a guard: when last, and whether they had one."""
+        running = set()
+        stopped_at: dict[str, int] = {}
+        for (service, _), instance in self._instances.items():
+            if instance.stopped:
+                stopped_at[service] = max(instance.reported_at, stopped_at.get(service, instance.reported_at))
+            elif instance.reported_at >= since:
+                running.add(service)
+        return [
+            (service, at, service in stopped_at)
+            for service, at in self._publishing.items()
+            if at >= since
+            and service not in running
+            and (service not in stopped_at or at - stopped_at[service] >= LEAVING_MS)
+        ]
 
     def _instance(self, service: str, name: str, at: int) -> _Instance:
         instance = self._instances.setdefault((service, name), _Instance(at))
@@ -249,23 +286,29 @@ class Fleet:
 
     def _row(self, service: str, name: str, instance: _Instance, now: int) -> Row:
         silent_ms = max(0, now - instance.reported_at)
-        findings = []
-        if silent_ms >= SILENT_AFTER_MS:
-            findings.append(Finding("silent", silent_ms, f"silent for {_seconds(silent_ms)}"))
-        status = instance.status
-        if status is not None and status.stale_ms >= STALE_AFTER_MS:
-            findings.append(Finding("stale", status.stale_ms, f"knowledge is {_seconds(status.stale_ms)} old"))
-        if instance.behind:
-            findings.append(Finding("behind", instance.behind, f"{instance.behind} records behind"))
+        stopped = instance.stopped
+        behind = None if stopped else instance.behind
+        findings = [] if stopped else self._lacking(instance, silent_ms, now)
         if instance.allowed:
             about = f"let {instance.allowed} checks pass while stale"
             findings.append(Finding("allowed_while_stale", instance.allowed, about))
+        return Row(service, name, instance.status, silent_ms, stopped, behind, instance.allowed, tuple(findings))
+
+    def _lacking(self, instance: _Instance, silent_ms: int, now: int) -> list[Finding]:
+        """Return what a running instance lacks."""
+        findings = []
+        if silent_ms >= SILENT_AFTER_MS:
+            findings.append(Finding("silent", silent_ms, f"silent for {_seconds(silent_ms)}"))
+        if instance.status is not None and instance.status.stale_ms >= _stale_after_ms(instance.status):
+            findings.append(Finding("stale", instance.status.stale_ms, _stale(instance.status)))
+        if instance.behind:
+            findings.append(Finding("behind", instance.behind, f"{instance.behind} records behind"))
         missing = self._missing(instance, now)
         if missing:
             one = "revocation" if len(missing) == 1 else "revocations"
             about = f"has not applied {len(missing)} {one}: {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
             findings.append(Finding("revocation_missing", len(missing), about))
-        return Row(service, name, status, silent_ms, instance.behind, instance.allowed, tuple(findings))
+        return findings
 
     def _missing(self, instance: _Instance, now: int) -> list[str]:
         if not _reads_revocations(instance):
@@ -303,8 +346,18 @@ def _behind(status: GuardStatus, ends: Mapping[Topic, Sequence[int]]) -> int:
     return missing
 
 
-def _unguarded(ago_ms: int) -> Finding:
-    return Finding("unguarded", None, f"published activity {_seconds(max(0, ago_ms))} ago and has no guard")
+def _stale_after_ms(status: GuardStatus) -> int:
+    return STALE_AFTER_MS if status.stale_after_ms is None else status.stale_after_ms
+
+
+def _stale(status: GuardStatus) -> str:
+    does = "" if status.on_stale is None else f", on_stale={status.on_stale}"
+    return f"knowledge is {_seconds(status.stale_ms)} old (limit {_seconds(_stale_after_ms(status))}{does})"
+
+
+def _unguarded(ago_ms: int, stopped: bool) -> Finding:
+    lacks = "its guards have all stopped" if stopped else "has no guard"
+    return Finding("unguarded", None, f"published activity {_seconds(max(0, ago_ms))} ago and {lacks}")
 
 
 def _seconds(ms: int) -> str:

@@ -1,7 +1,8 @@
 """What is read of the topics, so that it can be said who enforces?
 
     1. the revocations of the window (of one that is asked about: the whole topic, until it is found)
-    2. the reports of the window; of a revocation that is older than it also those of a window after its append
+    2. the reports of the window, and of LEAVING_MS before it: a stop explains the activity that follows it; of a
+       revocation that is older than the window also those of a window after its append
     3. a sample of the activity: the newest ACTIVITY_RECORDS_MAX records of each partition, within the window
     4. from then on reports and revocations as they come, and the ends of all topics once a second
 
@@ -26,7 +27,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from lapse.pipeline.operations.connection import consuming, require_topics
-from lapse.pipeline.operations.fleet import Fleet
+from lapse.pipeline.operations.fleet import LEAVING_MS, Fleet
 from lapse.pipeline.operations.reading import Record, read_until
 from lapse.pipeline.settings import Settings
 from lapse.schemas import (
@@ -177,7 +178,7 @@ class _Reader:
             if ordered_at < since:
                 await self._read_after(ordered_at, {tp: ends[tp] for tp in self._enforcement})
         reports = {tp: ends[tp] for tp in self._enforcement}
-        await self._read(await self._starts(consumer, reports, since, REPORTS_MAX), reports)
+        await self._read(await self._starts(consumer, reports, since - LEAVING_MS, REPORTS_MAX), reports)
         consumer.assign(followed)
         for tp, end in ends.items():
             consumer.seek(tp, end)

@@ -76,14 +76,16 @@ def refuse_senseless(policy: Policy, settings: Settings) -> None:
     """Refuse what the wire allows and nobody can mean.
 
     Raises:
-        ConfigError: an absolute limit above `session_life_max_ms` (revocations are forgotten after it, so such a
-            session could outlive one); or a warning as early as the limit it warns of.
+        ConfigError: an absolute limit or token life above `session_life_max_ms` (revocations and endings are
+            forgotten after it, so such a session or token could outlive one); or a warning as early as the limit it
+            warns of.
     """
-    if policy.absolute_ms is not None and policy.absolute_ms > settings.session_life_max_ms:
-        raise ConfigError(
-            f"absolute_ms={policy.absolute_ms} is above session_life_max_ms={settings.session_life_max_ms}, for which "
-            "revocations are kept: set LAPSE_SESSION_LIFE_MAX_MS higher for everybody first, or choose a lower limit"
-        )
+    for name, life_ms in (("absolute_ms", policy.absolute_ms), ("token_life_ms", policy.token_life_ms)):
+        if life_ms is not None and life_ms > settings.session_life_max_ms:
+            raise ConfigError(
+                f"{name}={life_ms} is above session_life_max_ms={settings.session_life_max_ms}, for which revocations "
+                "and endings are kept: set LAPSE_SESSION_LIFE_MAX_MS higher for everybody first, or choose a lower one"
+            )
     limits = [limit for limit in (policy.idle_ms, policy.absolute_ms) if limit is not None]
     if policy.warn_before_ms is not None and limits and policy.warn_before_ms >= min(limits):
         raise ConfigError(

@@ -107,7 +107,7 @@ class OwnedPartition:
         self._inbox: asyncio.Queue[Sequence[ConsumerRecord]] = asyncio.Queue(_INBOX_BATCHES)
         self._refuses = False
         self._moved = asyncio.Event()
-        self._bounds = BoundsAlarm(number)
+        self._bounds = BoundsAlarm(restored.engine.settings)
         self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
         self._claimed = restored.claimed
         self._tasks: dict[str, asyncio.Task[None]] = {}

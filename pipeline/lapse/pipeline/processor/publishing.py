@@ -40,6 +40,9 @@ _PRUNE_AT: Final = 4_096
 _FIRST_SLICE: Final = 200
 _SLICE: Final = 1_000
 
+# Dead letters that are written at a time: of 6 KB each at most, so 1.2 MB.
+_LETTERS_SLICE: Final = 200
+
 
 def dead_letter_key(letter: DeadLetter) -> bytes:
     """Return where the refused record stands: the key of its dead letter."""
@@ -81,7 +84,9 @@ class Publisher:
             begin += _SLICE
         await self._append(topics.warnings, [(one.session.encode(), encode(one)) for one in effects.warnings])
         await self._append(topics.violations, [(one.session.encode(), encode(one)) for one in effects.violations])
-        await self._append(topics.dead_letters, [(dead_letter_key(one), encode(one)) for one in effects.dead_letters])
+        for begin in range(0, len(effects.dead_letters), _LETTERS_SLICE):
+            letters = effects.dead_letters[begin : begin + _LETTERS_SLICE]
+            await self._append(topics.dead_letters, [(dead_letter_key(one), encode(one)) for one in letters])
         self._metrics.published(effects)
 
     async def watermark(self, as_of: int, offset_ms: int) -> None:

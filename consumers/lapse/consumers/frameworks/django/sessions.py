@@ -3,6 +3,8 @@
 A login gets an id of its own, kept in the session's data: so every engine will do (a signed cookie has no lasting key),
 and one login keeps its reference where Django changes the key. It is no credential: the cookie is.
 
+The applier of Django's stores finds the session by it (django_data.py, ADR 0011).
+
 A login from before Lapse was installed gets its id with its next request; its start is not known.
 """
 
@@ -15,11 +17,11 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import AnonymousUser
 
 from lapse.consumers.frameworks.django.settings import Enforcement
+from lapse.consumers.frameworks.django_data import DATA, ID
 from lapse.consumers.frameworks.identity import Identity
 
 __all__ = ["begin", "forget", "may_have_session", "of_session", "told"]
 
-_DATA: Final = "_lapse"
 _ID_BYTES: Final = 16
 
 
@@ -37,10 +39,10 @@ def of_session(request: Any, enforcement: Enforcement) -> Identity | None:
 
 def told(request: Any) -> Identity | None:
     """Return whose login the session tells of, None without one or where it has no id yet."""
-    data, subject = request.session.get(_DATA), request.session.get(SESSION_KEY)
+    data, subject = request.session.get(DATA), request.session.get(SESSION_KEY)
     if data is None or subject is None:
         return None
-    return Identity(data["id"], str(subject), data["tenant"], data["at"])
+    return Identity(data[ID], str(subject), data["tenant"], data["at"])
 
 
 def begin(request: Any, enforcement: Enforcement, user: Any) -> Identity | None:
@@ -61,6 +63,6 @@ def forget(request: Any) -> None:
 
 
 def _begin(request: Any, enforcement: Enforcement, user: Any, at: int | None) -> Identity | None:
-    data = {"id": secrets.token_urlsafe(_ID_BYTES), "tenant": enforcement.tenant(request, user), "at": at}
-    request.session[_DATA] = data
+    data = {ID: secrets.token_urlsafe(_ID_BYTES), "tenant": enforcement.tenant(request, user), "at": at}
+    request.session[DATA] = data
     return told(request)
