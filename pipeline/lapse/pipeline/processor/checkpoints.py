@@ -19,7 +19,7 @@ from typing import Final
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
-from lapse.pipeline.clients import abandon
+from lapse.pipeline.clients import abandon, servers
 from lapse.pipeline.engine import Checkpoint
 from lapse.pipeline.processor import failpoints
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
@@ -73,7 +73,7 @@ class StateWriter:
         self._failed: Fenced | RuntimeFault | None = None
         self._reach = reach
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+            bootstrap_servers=servers(bootstrap),
             client_id=self._name,
             transactional_id=self._name,
             transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,

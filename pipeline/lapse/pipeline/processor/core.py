@@ -34,7 +34,7 @@ from aiokafka import ConsumerRecord
 from lapse.pipeline.processor import failpoints, watchdog
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
-from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.metrics import EngineNumbers, Metrics
 from lapse.pipeline.processor.outlet import Outlet
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.partition import OwnedPartition, WorkerParts
@@ -241,6 +241,6 @@ class Core:
         owned = {number: slot.partition for number, slot in self._slots.items()}
         return {number: one.offset for number, one in owned.items() if one is not None}
 
-    def _engine_numbers(self) -> Mapping[int, tuple[int, Mapping[str, int]]]:
+    def _engine_numbers(self) -> Mapping[int, EngineNumbers]:
         owned = {number: slot.partition for number, slot in list(self._slots.items())}
-        return {number: (one.live_sessions, dict(one.counters)) for number, one in owned.items() if one is not None}
+        return {number: one.numbers for number, one in owned.items() if one is not None}

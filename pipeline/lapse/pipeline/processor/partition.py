@@ -16,7 +16,7 @@ When the partition is fenced, another owner is at work: it falls silent (`lost`)
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -32,7 +32,7 @@ from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, EPOCH_KE
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
-from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.metrics import EngineNumbers, Metrics
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
@@ -130,17 +130,15 @@ class OwnedPartition:
         return self._engine.offset
 
     @property
-    def live_sessions(self) -> int:
-        return self._engine.live_sessions
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        return self._engine.counters
+    def numbers(self) -> EngineNumbers:
+        """What its engine can tell whoever asks; safe to ask from another thread."""
+        engine = self._engine
+        return EngineNumbers(engine.live_sessions, engine.waiting, engine.clock_offset_ms, dict(engine.counters))
 
     def start(self) -> None:
         """Begin to apply, copy, tick, forward and checkpoint."""
         self._parts.copier.own(self.number, self._restored.revocations)
-        self._parts.pace.begin(self.number, self.live_sessions)
+        self._parts.pace.begin(self.number, self._engine.live_sessions)
         self._spawn("apply", self._apply_all())
         self._spawn("forward", self._forwarder.run())
         self._spawn("tick", self._tick_all())
@@ -218,7 +216,7 @@ class OwnedPartition:
                 offset_ms=alarm.offset_ms,
                 log_time=alarm.at,
             )
-            self._parts.metrics.clock_stepped(self.number, alarm)
+            self._parts.metrics.clock_stepped(alarm)
         await self._publisher.watermark(engine.watermark(), engine.clock_offset_ms)
         self._parts.metrics.applied(len(records))
         self._bounds.look(engine.counters, clocks.mono_ms())

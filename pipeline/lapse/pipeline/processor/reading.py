@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from lapse.pipeline.clients import abandon
+from lapse.pipeline.clients import abandon, servers
 from lapse.schemas import RuntimeFault
 
 __all__ = [
@@ -47,7 +47,7 @@ async def consuming(bootstrap: str, name: str, **options: Any) -> AsyncIterator[
         RuntimeFault: the broker fails while it is in use.
     """
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+        bootstrap_servers=servers(bootstrap),
         client_id=name,
         group_id=None,
         enable_auto_commit=False,
@@ -201,7 +201,7 @@ async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition
     Raises:
         RuntimeFault: the broker fails.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=[server.strip() for server in bootstrap.split(",")])
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers(bootstrap))
     try:
         await admin.start()
         async with asyncio.timeout(READ_DEADLINE_S):

@@ -19,7 +19,7 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from lapse.pipeline.clients import abandon
+from lapse.pipeline.clients import abandon, servers
 from lapse.pipeline.processor.reading import another_log
 from lapse.schemas import RuntimeFault
 
@@ -123,7 +123,7 @@ async def watch(
 
 async def _client(bootstrap: str, name: str) -> AIOKafkaConsumer:
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+        bootstrap_servers=servers(bootstrap),
         client_id=name,
         group_id=None,
         enable_auto_commit=False,
