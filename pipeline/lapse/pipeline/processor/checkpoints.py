@@ -16,12 +16,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from lapse.pipeline.clients import abandon, servers
 from lapse.pipeline.engine import Checkpoint
 from lapse.pipeline.processor import failpoints
+from lapse.pipeline.processor.originals import Copied
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
 
 __all__ = ["CHECKPOINT_DEADLINE_S", "EPOCH_KEY", "Fenced", "StateWriter", "transactional_id"]
@@ -95,7 +96,7 @@ class StateWriter:
             await abandon(self._producer)
             raise RuntimeFault(f"{self._name}: cannot start its transactional producer: {broken!r}") from broken
 
-    async def write(self, checkpoint: Checkpoint, revocations: int | None, deadline_s: float) -> None:
+    async def write(self, checkpoint: Checkpoint, revocations: Copied | None, deadline_s: float) -> None:
         """Make the checkpoint durable, with the position in revocations up to which copies stand in the log.
 
         Raises:
@@ -118,7 +119,7 @@ class StateWriter:
         """Disconnect. An open transaction is left to the successor, whose start aborts it."""
         await abandon(self._producer)
 
-    async def _transaction(self, checkpoint: Checkpoint, revocations: int | None) -> None:
+    async def _transaction(self, checkpoint: Checkpoint, revocations: Copied | None) -> None:
         producer = self._producer
         await producer.begin_transaction()
         sent: list[asyncio.Future[object]] = []
@@ -135,8 +136,10 @@ class StateWriter:
             sent.append(await producer.send_batch(batch, self._topics.state, partition=self._partition))
         await asyncio.gather(*sent)
         self._reach(failpoints.MID_CHECKPOINT)
-        offsets = {TopicPartition(self._topics.activity, self._partition): checkpoint.offset}
+        offsets: dict[TopicPartition, int | OffsetAndMetadata] = {
+            TopicPartition(self._topics.activity, self._partition): checkpoint.offset
+        }
         if revocations is not None:
-            offsets[TopicPartition(self._topics.revocations, self._partition)] = revocations
+            offsets[TopicPartition(self._topics.revocations, self._partition)] = revocations.to_commit()
         await producer.send_offsets_to_transaction(offsets, self._group)
         await producer.commit_transaction()

@@ -33,6 +33,7 @@ from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
 from lapse.pipeline.processor.metrics import EngineNumbers, Metrics
+from lapse.pipeline.processor.originals import Copied
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
@@ -100,7 +101,7 @@ class OwnedPartition:
         self._refuses = False
         self._moved = asyncio.Event()
         self._bounds = BoundsAlarm(number)
-        self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
+        self._saved: tuple[int, Copied | None] = (restored.engine.offset, restored.revocations)
         self._claimed = restored.claimed
         self._tasks: dict[str, asyncio.Task[None]] = {}
         log_time = LogTime(self._disciplined, lambda: restored.engine.clock_offset_ms)

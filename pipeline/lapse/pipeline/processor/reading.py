@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, OffsetAndMetadata, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -195,8 +195,10 @@ async def holds_records(bootstrap: str, name: str, tp: TopicPartition, start: in
     return False
 
 
-async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
-    """Return the group's committed offsets, without those that it has none for.
+async def committed_offsets(
+    bootstrap: str, group: str, tps: list[TopicPartition]
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Return the group's committed positions, without those that it has none for.
 
     Raises:
         RuntimeFault: the broker fails.
@@ -218,7 +220,7 @@ async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition
         raise RuntimeFault(f"cannot read the committed offsets of group {group}: {broken!r}") from broken
     finally:
         await admin.close()
-    return {tp: position.offset for tp, position in found.items() if position.offset >= 0}
+    return {tp: position for tp, position in found.items() if position.offset >= 0}
 
 
 def another_log(topic: str, partition: int, offset: int, what: str) -> RuntimeFault:
