@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from aiokafka import OffsetAndMetadata, TopicPartition
 
 from lapse.pipeline.engine.policies import PolicyBook
-from lapse.pipeline.processor.reading import another_log, consuming, read_to_end
+from lapse.pipeline.processor.reading import READ_DEADLINE_S, another_log, consuming, read_to_end
 from lapse.pipeline.processor.witnesses import PEEK_BYTES, Witness, first_records
 from lapse.pipeline.settings import Settings
 from lapse.schemas import BadRecord, RuntimeFault, TopicNames, parse_policy
@@ -28,8 +28,6 @@ __all__ = ["Copied", "check_originals", "not_the_log", "trimmed"]
 
 _LOOKS: Final = 3
 _LOOK_AGAIN_S: Final = 5.0
-# What is not there within this time is left to the next start: the offsets have been compared.
-_PEEK_S: Final = 10.0
 
 
 class Copied(NamedTuple):
@@ -120,17 +118,23 @@ async def _look(settings: Settings, copied: Mapping[int, Copied | None], books: 
         return
     name = f"{settings.group}-originals"
     async with consuming(settings.kafka, name, max_partition_fetch_bytes=PEEK_BYTES) as consumer:
-        ends = await consumer.end_offsets(tps)
-        last = {tp: Witness(one.offset - 1, one.append) for tp, one in at.items() if one.append is not None}
-        found = await first_records(consumer, {tp: one.offset for tp, one in last.items()}, _PEEK_S)
-        begins = await consumer.beginning_offsets(tps)
-    for tp, one in at.items():
-        if ends[tp] < one.offset:
-            raise not_the_log(settings, tp, one.offset, f"it ends at offset {ends[tp]}")
-        if begins[tp] > one.offset:
-            raise trimmed(settings, tp, begins[tp], one.offset)
-        if tp in last and (what := last[tp].contradicted(found.get(tp), begins=begins[tp])):
-            raise not_the_log(settings, tp, one.offset, what)
+        begins, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        for tp, one in at.items():
+            if ends[tp] < one.offset:
+                raise not_the_log(settings, tp, one.offset, f"it ends at offset {ends[tp]}")
+            if begins[tp] > one.offset:
+                raise trimmed(settings, tp, begins[tp], one.offset)
+        last = {
+            tp: Witness(one.offset - 1, one.append)
+            for tp, one in at.items()
+            if one.append is not None and begins[tp] < one.offset
+        }
+        found = await first_records(consumer, {tp: witness.offset for tp, witness in last.items()}, READ_DEADLINE_S)
+    for tp, witness in last.items():
+        if tp not in found:
+            raise RuntimeFault(f"{name}: {tp.topic}-{tp.partition}: nothing could be read for {READ_DEADLINE_S:.0f} s")
+        if what := witness.contradicted(found[tp], begins=begins[tp]):
+            raise not_the_log(settings, tp, witness.offset + 1, what)
     if adopted is not None:
         if ends[policies] <= adopted:
             raise not_the_log(settings, policies, adopted + 1, f"it ends at offset {ends[policies]}")
