@@ -16,7 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 
 from lapse.pipeline.engine import Checkpoint
-from lapse.pipeline.processor.checkpoints import Fenced, StateWriter, transactional_id
+from lapse.pipeline.processor.checkpoints import COPIED_KEY, Fenced, StateWriter, transactional_id
 from lapse.pipeline.processor.originals import Copied
 from lapse.pipeline.processor.reading import committed_offsets, read_to_end
 from lapse.pipeline.processor.restore import restore
@@ -36,7 +36,7 @@ async def state_of(settings: Settings, partition: int) -> dict[bytes | None, byt
     topic = TopicNames(settings.prefix).state
     kept: dict[bytes | None, bytes | None] = {}
     async for _, records in read_to_end(settings.kafka, "test", topic, [partition]):
-        kept |= {record.key: record.value for record in records}
+        kept |= {record.key: record.value for record in records if record.key != COPIED_KEY}
     return kept
 
 

@@ -121,7 +121,7 @@ async def test_revocations_made_anew_halt(copied: Settings, anew: int) -> None:
     await make_anew(copied, topic)
     await append(copied, topic, 1, *orders(anew))
     with pytest.raises(RuntimeFault, match=r"revocations-1 is not the log that was copied up to offset 3.*made anew.*"
-                       r"--delete-offsets --group \S+ --topic"):  # fmt: skip
+                       r"--to-earliest --execute --group \S+ --topic"):  # fmt: skip
         await restored(copied)
 
 

@@ -25,7 +25,7 @@ from lapse.pipeline.processor import failpoints
 from lapse.pipeline.processor.originals import Copied
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
 
-__all__ = ["CHECKPOINT_DEADLINE_S", "EPOCH_KEY", "Fenced", "StateWriter", "transactional_id"]
+__all__ = ["CHECKPOINT_DEADLINE_S", "COPIED_KEY", "EPOCH_KEY", "Fenced", "StateWriter", "transactional_id"]
 
 # A transaction coordinator that is killed is replaced within 9 s (broker.session.timeout.ms) and loads its log;
 # commits came through after 11.8 s without an error (measured), and Kafka's own tests allow 18 s and 5. Beyond that
@@ -44,6 +44,9 @@ _REQUEST_BYTES_MAX: Final = 8 * 1024 * 1024
 
 EPOCH_KEY: Final = b"e"
 """Under it `lapse.state` has the epoch that the partition's owner ticks under, in decimal (ticks.py)."""
+
+COPIED_KEY: Final = b"o"
+"""Under it `lapse.state` has up to where revocations are copied: a broker forgets positions with a deleted topic."""
 
 
 class Fenced(LapseError):
@@ -73,6 +76,7 @@ class StateWriter:
         self._name = transactional_id(group, partition)
         self._failed: Fenced | RuntimeFault | None = None
         self._reach = reach
+        self._copied: Copied | None = None  # what was last written of it
         self._producer = AIOKafkaProducer(
             bootstrap_servers=servers(bootstrap),
             client_id=self._name,
@@ -124,7 +128,11 @@ class StateWriter:
         await producer.begin_transaction()
         sent: list[asyncio.Future[object]] = []
         batch = producer.create_batch()
-        for key, value in checkpoint.records:
+        records = checkpoint.records
+        if revocations is not None and revocations != self._copied:
+            records = [(COPIED_KEY, revocations.encode()), *records]
+            self._copied = revocations
+        for key, value in records:
             if batch.append(key=key, value=value, timestamp=None) is None:
                 sent.append(await producer.send_batch(batch, self._topics.state, partition=self._partition))
                 batch = producer.create_batch()

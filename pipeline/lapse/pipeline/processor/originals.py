@@ -3,8 +3,10 @@
 An order that is not copied ends nobody's session, and a policy that is not adopted limits nobody: neither may get lost
 without a word because a topic was deleted and made anew, or trimmed too early. So a restore asks:
 
-- Revocations: with the position up to which they are copied the append time of the record before it is committed. The
-  topic must not end below the position or begin above it, and must have that record there.
+- Revocations: with the position up to which they are copied the append time of the record before it is committed, and
+  saved with the state, for a broker forgets positions with a deleted topic. The topic must not end below the position
+  or begin above it, and must have that record there. Where the group has a position, it is that which counts: so an
+  operator can set another.
 - Policies: a policy's version is its record's offset, and the higher version of a name is in force. The topic must not
   end at or below a version that is in force, nor have an older or another record of a policy that is: that and what is
   set next would never be adopted.
@@ -16,6 +18,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+import orjson
 from aiokafka import OffsetAndMetadata, TopicPartition
 
 from lapse.pipeline.engine.policies import PolicyBook
@@ -47,6 +50,15 @@ class Copied(NamedTuple):
         if position is None:
             return None
         return cls(position.offset, int(position.metadata) if position.metadata.isdecimal() else None)
+
+    @classmethod
+    def decode(cls, saved: bytes | None) -> "Copied | None":
+        """Return what was saved with the state, if anything was."""
+        return None if saved is None else cls(*orjson.loads(saved))
+
+    def encode(self) -> bytes:
+        """Return what to save with the state."""
+        return orjson.dumps(self[:])
 
     def to_commit(self) -> OffsetAndMetadata:
         """Return what to commit: the append time is the position's metadata."""
@@ -103,8 +115,8 @@ def trimmed(settings: Settings, tp: TopicPartition, begins: int, offset: int) ->
 
 def _begin_anew(settings: Settings, topic: str) -> str:
     return (
-        f"delete the group's offsets of this topic (kafka-consumer-groups.sh --delete-offsets --group {settings.group} "
-        f"--topic {topic})"
+        f"set the group's offsets of this topic to its start (kafka-consumer-groups.sh --reset-offsets --to-earliest "
+        f"--execute --group {settings.group} --topic {topic})"
     )
 
 

@@ -25,7 +25,7 @@ from aiokafka import OffsetAndMetadata, TopicPartition
 
 from lapse.pipeline.engine import EngineSettings, PartitionEngine
 from lapse.pipeline.processor import clocks, failpoints
-from lapse.pipeline.processor.checkpoints import EPOCH_KEY, StateWriter
+from lapse.pipeline.processor.checkpoints import COPIED_KEY, EPOCH_KEY, StateWriter
 from lapse.pipeline.processor.originals import Copied, check_originals
 from lapse.pipeline.processor.reading import check_input, committed_offsets, consuming, read_to_end
 from lapse.pipeline.processor.trimming import MARKS_KEY
@@ -109,9 +109,10 @@ async def restore(
         restored = {}
         for number in numbers:  # 4
             marks = state[number].get(MARKS_KEY)
+            saved = Copied.decode(state[number].get(COPIED_KEY))
             claimed = int(state[number].get(EPOCH_KEY) or -1)
             engine, fresh = _build(settings, worker_key, number, state.pop(number), positions, topics)
-            revocations = Copied.committed(positions.get(TopicPartition(topics.revocations, number)))
+            revocations = Copied.committed(positions.get(TopicPartition(topics.revocations, number))) or saved
             restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks, claimed)
             await asyncio.sleep(0)  # A large state takes some 100 ms to build; let other partitions' ticks through.
         states = {number: (one.engine.offset, one.engine.append) for number, one in restored.items() if not one.fresh}
