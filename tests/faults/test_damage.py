@@ -107,10 +107,10 @@ def _marker_garbage(estate: Estate) -> None:
     ("damage", "words"),
     [
         (_truncated, ["holds no checkpoint", "the state was lost"]),
-        (_chunk_missing, ["is torn", "Restore lapse.state, or delete it"]),
-        (_chunk_empty, ["is unreadable", "Restore lapse.state, or delete it"]),
-        (_chunk_cut, ["Restore lapse.state, or delete it"]),
-        (_marker_garbage, ["is unreadable", "Restore lapse.state, or delete it"]),
+        (_chunk_missing, ["is torn", "Restore the state topic, or delete it"]),
+        (_chunk_empty, ["is unreadable", "Restore the state topic, or delete it"]),
+        (_chunk_cut, ["Restore the state topic, or delete it"]),
+        (_marker_garbage, ["is unreadable", "Restore the state topic, or delete it"]),
     ],
     ids=["truncated", "chunk-missing", "chunk-empty", "chunk-cut", "marker-garbage"],
 )

@@ -16,7 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 
 from lapse.pipeline.engine import Checkpoint
-from lapse.pipeline.processor.checkpoints import Fenced, StateWriter, transactional_id
+from lapse.pipeline.processor.checkpoints import COPIED_KEY, Fenced, StateWriter, transactional_id
+from lapse.pipeline.processor.originals import Copied
 from lapse.pipeline.processor.reading import committed_offsets, read_to_end
 from lapse.pipeline.processor.restore import restore
 from lapse.pipeline.settings import Settings
@@ -35,15 +36,16 @@ async def state_of(settings: Settings, partition: int) -> dict[bytes | None, byt
     topic = TopicNames(settings.prefix).state
     kept: dict[bytes | None, bytes | None] = {}
     async for _, records in read_to_end(settings.kafka, "test", topic, [partition]):
-        kept |= {record.key: record.value for record in records}
+        kept |= {record.key: record.value for record in records if record.key != COPIED_KEY}
     return kept
 
 
-async def positions_of(settings: Settings, partition: int) -> tuple[int | None, int | None]:
+async def positions_of(settings: Settings, partition: int) -> tuple[int | None, Copied | None]:
     topics = TopicNames(settings.prefix)
     tps = [TopicPartition(topics.activity, partition), TopicPartition(topics.revocations, partition)]
     found = await committed_offsets(settings.kafka, settings.group, tps)
-    return found.get(tps[0]), found.get(tps[1])
+    activity = found.get(tps[0])
+    return None if activity is None else activity.offset, Copied.committed(found.get(tps[1]))
 
 
 async def test_a_checkpoint_holds_state_marker_and_positions(settings: Settings) -> None:
@@ -51,12 +53,12 @@ async def test_a_checkpoint_holds_state_marker_and_positions(settings: Settings)
     writer = StateWriter(settings.kafka, TopicNames(settings.prefix), settings.group, 1)
     await writer.fence()
     try:
-        await writer.write(checkpoint(7, a=b"1", b=b"2"), 3, 30)
+        await writer.write(checkpoint(7, a=b"1", b=b"2"), Copied(3, 1_800_000_000_000), 30)
         await writer.write(checkpoint(9, b=b"3"), None, 30)
     finally:
         await writer.stop()
     assert await state_of(settings, 1) == {b"a": b"1", b"b": b"3", b"m": b"9"}
-    assert await positions_of(settings, 1) == (9, 3)
+    assert await positions_of(settings, 1) == (9, Copied(3, 1_800_000_000_000))
 
 
 async def test_a_checkpoint_larger_than_a_batch_is_one_transaction(settings: Settings) -> None:
@@ -66,7 +68,7 @@ async def test_a_checkpoint_larger_than_a_batch_is_one_transaction(settings: Set
     values: list[tuple[bytes, bytes | None]] = [(b"%d" % number, b"x" * 4_000_000) for number in range(3)]
     large = Checkpoint(5, [*values, (b"m", b"5")])
     try:
-        await writer.write(large, 0, 30)
+        await writer.write(large, Copied(0), 30)
     finally:
         await writer.stop()
     assert (await state_of(settings, 0)).keys() == {b"0", b"1", b"2", b"m"}
@@ -77,20 +79,20 @@ async def test_a_new_owner_fences_the_one_before_which_writes_no_more(settings: 
     topics = TopicNames(settings.prefix)
     former = StateWriter(settings.kafka, topics, settings.group, 2)
     await former.fence()
-    await former.write(checkpoint(1, a=b"former"), 0, 30)
+    await former.write(checkpoint(1, a=b"former"), Copied(0), 30)
     owner = StateWriter(settings.kafka, topics, settings.group, 2)
     await owner.fence()
     try:
-        await owner.write(checkpoint(2, a=b"owner"), 0, 30)
+        await owner.write(checkpoint(2, a=b"owner"), Copied(0), 30)
         for _ in range(2):
             with pytest.raises(Fenced):
-                await former.write(checkpoint(9, a=b"former, woken"), 9, 30)
-        await owner.write(checkpoint(3, b=b"owner"), 0, 30)
+                await former.write(checkpoint(9, a=b"former, woken"), Copied(9), 30)
+        await owner.write(checkpoint(3, b=b"owner"), Copied(0), 30)
     finally:
         await former.stop()
         await owner.stop()
     assert await state_of(settings, 2) == {b"a": b"owner", b"b": b"owner", b"m": b"3"}
-    assert await positions_of(settings, 2) == (3, 0)
+    assert await positions_of(settings, 2) == (3, Copied(0))
 
 
 async def test_what_a_dead_owner_left_open_is_never_read(settings: Settings) -> None:
@@ -107,7 +109,7 @@ async def test_what_a_dead_owner_left_open_is_never_read(settings: Settings) -> 
     await owner.fence()
     try:
         assert await state_of(settings, 3) == {}
-        await owner.write(checkpoint(4, b=b"whole"), 0, 30)
+        await owner.write(checkpoint(4, b=b"whole"), Copied(0), 30)
         assert await state_of(settings, 3) == {b"b": b"whole", b"m": b"4"}
     finally:
         await owner.stop()
@@ -128,12 +130,12 @@ async def test_restore_brings_back_what_was_cut(settings: Settings) -> None:
         assert one.revocations is None
         one.engine.apply(await read_all(settings, topics.activity, [number]))
         assert one.engine.offset == one.caught_up_at
-        await one.writer.write(one.engine.cut(), 11, 30)
+        await one.writer.write(one.engine.cut(), Copied(0), 30)
         await one.writer.stop()
     again = await restore(settings, settings.worker_key, partitions)
     for number, one in again.items():
         assert not one.fresh
-        assert one.revocations == 11
+        assert one.revocations == Copied(0)
         assert one.engine.offset == first[number].engine.offset
         assert one.engine.stamp == first[number].engine.stamp
         assert one.engine.live_sessions == first[number].engine.live_sessions

@@ -23,6 +23,7 @@ from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.checkpoints import StateWriter
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.originals import Copied
 from lapse.pipeline.processor.outlet import Outlet
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.partition import OwnedPartition, WorkerParts
@@ -85,7 +86,7 @@ class KeptWriter:
     def __init__(self) -> None:
         self.written: list[Checkpoint] = []
 
-    async def write(self, checkpoint: Checkpoint, revocations: int | None, deadline_s: float) -> None:
+    async def write(self, checkpoint: Checkpoint, revocations: Copied | None, deadline_s: float) -> None:
         if checkpoint.records[-1][0] == MARKER_KEY:  # else it claims an epoch
             self.written.append(checkpoint)
 

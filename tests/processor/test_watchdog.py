@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 
 from lapse.pipeline.processor.core import Core
 from lapse.pipeline.processor.leaving import member_of
+from lapse.pipeline.processor.originals import not_the_log
 from lapse.pipeline.processor.watchdog import StallDetector, watch
 from lapse.pipeline.settings import Settings
 from lapse.schemas import RuntimeFault, TopicNames
@@ -44,7 +47,6 @@ def test_a_broker_that_does_not_answer_is_no_stall() -> None:
 async def test_a_worker_that_is_brought_nothing_ends(settings: Settings) -> None:
     """A real core on a real broker, whose consumer has died without a word: nobody calls `process`."""
     await prepare(settings)
-    topics = TopicNames(settings.prefix)
     faults: list[BaseException] = []
     core = Core(settings, crash=faults.append)
     await core.start()
@@ -54,9 +56,11 @@ async def test_a_worker_that_is_brought_nothing_ends(settings: Settings) -> None
         async with producing(settings) as producer:
             await send(producer, settings, {"type": "session.started", "session": "s", "subject": subject,
                                             "service": "web", "age_ms": 0})  # fmt: skip
-        with pytest.raises(RuntimeFault, match=r"activity-\d goes on .* has been applied for 2 s.*Start"):
+        with pytest.raises(RuntimeFault, match=r"activity-\d goes on .* has been read for 2 s.*Start"):
             async with asyncio.timeout(60):
-                await watch(settings.kafka, "test", topics.activity, core._offsets, stall_s=2, interval_s=0.3)
+                await watch(
+                    settings.kafka, "test", core._positions, partial(not_the_log, settings), stall_s=2, interval_s=0.3
+                )
     finally:
         await core.stop()
 
@@ -64,10 +68,10 @@ async def test_a_worker_that_is_brought_nothing_ends(settings: Settings) -> None
 @pytest.mark.broker
 async def test_a_log_that_ends_below_what_was_applied_is_another_one(settings: Settings) -> None:
     await prepare(settings)
-    topics = TopicNames(settings.prefix)
+    tp = TopicPartition(TopicNames(settings.prefix).activity, 1)
     with pytest.raises(RuntimeFault, match=r"activity-1 is not the log that the state at offset 5 is of.*made anew"):
         async with asyncio.timeout(60):
-            await watch(settings.kafka, "test", topics.activity, lambda: {1: 5}, interval_s=0.1)
+            await watch(settings.kafka, "test", lambda: {tp: 5}, partial(not_the_log, settings), interval_s=0.1)
 
 
 @pytest.mark.broker
@@ -77,13 +81,13 @@ async def test_an_answer_that_is_behind_once_is_an_old_leaders(settings: Setting
     topics = TopicNames(settings.prefix)
     asked: list[int] = []
 
-    def applied() -> dict[int, int]:
+    def read() -> dict[TopicPartition, int]:
         asked.append(5 if len(asked) % 3 < 2 else 0)
-        return {1: asked[-1]}
+        return {TopicPartition(topics.activity, 1): asked[-1]}
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(3):
-            await watch(settings.kafka, "test", topics.activity, applied, interval_s=0.05)
+            await watch(settings.kafka, "test", read, partial(not_the_log, settings), interval_s=0.05)
     assert len(asked) > 9
 
 

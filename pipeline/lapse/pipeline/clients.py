@@ -1,4 +1,4 @@
-"""How is a Kafka client let go of, whatever its broker does?"""
+"""How are Kafka clients told of their brokers, and let go of, whatever the brokers do?"""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any, Final
 
 from aiokafka.errors import KafkaError
 
-__all__ = ["abandon"]
+__all__ = ["abandon", "servers"]
 
 # stop() is known to hang when brokers are gone (aiokafka 659): what does not stop by then has its connections closed.
 _STOP_DEADLINE_S: Final = 5.0
 _CLOSE_DEADLINE_S: Final = 1.0
+
+
+def servers(bootstrap: str) -> list[str]:
+    """Return the servers, host:port, of a comma separated list."""
+    return [server.strip() for server in bootstrap.split(",")]
 
 
 async def abandon(client: Any) -> None:

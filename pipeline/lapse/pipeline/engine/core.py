@@ -37,6 +37,7 @@ from lapse.pipeline.engine.fast_decode import Plain, PlainPacked, PlainTouch, de
 from lapse.pipeline.engine.hot_path import FEW, TOGETHER, touch_together
 from lapse.pipeline.engine.log_clock import ClockAlarm, DisciplinedClock, LogClock
 from lapse.pipeline.engine.meanings import RecordMeanings
+from lapse.pipeline.engine.policies import PolicyBook
 from lapse.pipeline.engine.sessions import Undecided
 from lapse.pipeline.engine.settings import EngineSettings
 from lapse.pipeline.engine.snapshot import load_snapshot, save_snapshot
@@ -118,6 +119,11 @@ class PartitionEngine(RecordMeanings):
     def applied(self) -> tuple[int, int] | None:
         """Offset and append time of the last applied record, as the broker gave them; None before the first."""
         return None if self._applied is None or self._append is None else (self._applied, self._append)
+
+    @property
+    def policies(self) -> PolicyBook:
+        """The policies in force."""
+        return self.sessions.book
 
     @property
     def waiting(self) -> int:

@@ -81,6 +81,23 @@ class PolicyBook:
         self._policies[policy.name] = (version, policy)
         return True
 
+    @property
+    def version(self) -> int | None:
+        """The highest version in force; None where only the built-in `default` is."""
+        return max((version for version, _ in self._policies.values() if version is not None), default=None)
+
+    def passes_over(self, version: int, policy: Policy) -> bool:
+        """Return whether this is neither what is in force for its name nor would be adopted, as no log of policies has.
+
+        What a worker that knew fewer limits has saved is compared by those that it knew.
+        """
+        current, known = self._policies.get(policy.name, (None, None))
+        if current is None or known is None or version > current:
+            return False
+        return version < current or any(
+            getattr(policy, limit) != getattr(known, limit) for limit in known.model_fields_set
+        )
+
     def knows(self, name: str) -> bool:
         """Return whether a policy of this name is in force."""
         return name in self._policies

@@ -28,7 +28,7 @@ __all__ = ["MARKER_KEY", "load_snapshot", "save_snapshot"]
 
 MARKER_KEY = b"m"
 _VERSION = 1
-_WHAT_TO_DO = "Restore lapse.state, or delete it together with the group's offsets to rebuild from lapse.activity"
+_WHAT_TO_DO = "Restore the state topic, or delete it and the group's offsets to rebuild from the activity topic"
 
 
 def save_snapshot(engine: PartitionEngine) -> Checkpoint:

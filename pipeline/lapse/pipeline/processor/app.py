@@ -22,6 +22,7 @@ from typing import Any, Final
 import faust
 from faust.types.transports import SchedulingStrategyT
 
+from lapse.pipeline.clients import servers
 from lapse.pipeline.processor.core import Core
 from lapse.pipeline.settings import Settings
 from lapse.schemas import TopicNames
@@ -68,7 +69,7 @@ def build_app(settings: Settings, core: Core) -> ProcessorApp:
     topics = TopicNames(settings.prefix)
     app = ProcessorApp(
         settings.group,
-        broker=[f"kafka://{server.strip()}" for server in settings.kafka.split(",")],
+        broker=[f"kafka://{server}" for server in servers(settings.kafka)],
         ConsumerScheduler=BatchScheduler,
         consumer_group_instance_id=settings.worker,
         consumer_auto_offset_reset="earliest",

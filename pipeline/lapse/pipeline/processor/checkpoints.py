@@ -16,15 +16,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, OffsetAndMetadata, TopicPartition
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
-from lapse.pipeline.clients import abandon
+from lapse.pipeline.clients import abandon, servers
 from lapse.pipeline.engine import Checkpoint
 from lapse.pipeline.processor import failpoints
+from lapse.pipeline.processor.originals import Copied
 from lapse.schemas import LapseError, RuntimeFault, TopicNames
 
-__all__ = ["CHECKPOINT_DEADLINE_S", "EPOCH_KEY", "Fenced", "StateWriter", "transactional_id"]
+__all__ = ["CHECKPOINT_DEADLINE_S", "COPIED_KEY", "EPOCH_KEY", "Fenced", "StateWriter", "transactional_id"]
 
 # A transaction coordinator that is killed is replaced within 9 s (broker.session.timeout.ms) and loads its log;
 # commits came through after 11.8 s without an error (measured), and Kafka's own tests allow 18 s and 5. Beyond that
@@ -43,6 +44,9 @@ _REQUEST_BYTES_MAX: Final = 8 * 1024 * 1024
 
 EPOCH_KEY: Final = b"e"
 """Under it `lapse.state` has the epoch that the partition's owner ticks under, in decimal (ticks.py)."""
+
+COPIED_KEY: Final = b"o"
+"""Under it `lapse.state` has up to where revocations are copied: a broker forgets positions with a deleted topic."""
 
 
 class Fenced(LapseError):
@@ -72,8 +76,9 @@ class StateWriter:
         self._name = transactional_id(group, partition)
         self._failed: Fenced | RuntimeFault | None = None
         self._reach = reach
+        self._copied: Copied | None = None  # what was last written of it
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+            bootstrap_servers=servers(bootstrap),
             client_id=self._name,
             transactional_id=self._name,
             transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS,
@@ -95,7 +100,7 @@ class StateWriter:
             await abandon(self._producer)
             raise RuntimeFault(f"{self._name}: cannot start its transactional producer: {broken!r}") from broken
 
-    async def write(self, checkpoint: Checkpoint, revocations: int | None, deadline_s: float) -> None:
+    async def write(self, checkpoint: Checkpoint, revocations: Copied | None, deadline_s: float) -> None:
         """Make the checkpoint durable, with the position in revocations up to which copies stand in the log.
 
         Raises:
@@ -118,12 +123,16 @@ class StateWriter:
         """Disconnect. An open transaction is left to the successor, whose start aborts it."""
         await abandon(self._producer)
 
-    async def _transaction(self, checkpoint: Checkpoint, revocations: int | None) -> None:
+    async def _transaction(self, checkpoint: Checkpoint, revocations: Copied | None) -> None:
         producer = self._producer
         await producer.begin_transaction()
         sent: list[asyncio.Future[object]] = []
         batch = producer.create_batch()
-        for key, value in checkpoint.records:
+        records = checkpoint.records
+        if revocations is not None and revocations != self._copied:
+            records = [(COPIED_KEY, revocations.encode()), *records]
+            self._copied = revocations
+        for key, value in records:
             if batch.append(key=key, value=value, timestamp=None) is None:
                 sent.append(await producer.send_batch(batch, self._topics.state, partition=self._partition))
                 batch = producer.create_batch()
@@ -135,8 +144,10 @@ class StateWriter:
             sent.append(await producer.send_batch(batch, self._topics.state, partition=self._partition))
         await asyncio.gather(*sent)
         self._reach(failpoints.MID_CHECKPOINT)
-        offsets = {TopicPartition(self._topics.activity, self._partition): checkpoint.offset}
+        offsets: dict[TopicPartition, int | OffsetAndMetadata] = {
+            TopicPartition(self._topics.activity, self._partition): checkpoint.offset
+        }
         if revocations is not None:
-            offsets[TopicPartition(self._topics.revocations, self._partition)] = revocations
+            offsets[TopicPartition(self._topics.revocations, self._partition)] = revocations.to_commit()
         await producer.send_offsets_to_transaction(offsets, self._group)
         await producer.commit_transaction()

@@ -11,7 +11,7 @@ copy of each record to the activity partitions it is for, signed with the worker
 
 Copies are idempotent, by id and by version, so a position moves only after the copy stands in the log, and what is
 copied twice changes nothing. The position in revocations is committed with the partition's checkpoint; policies have
-none.
+none. A topic that was made anew or trimmed is refused (originals.py).
 
 What cannot be read goes to the dead letters. An unreadable policy is read anew by each start; only the owner of
 partition 0 complains of it.
@@ -24,6 +24,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.originals import Copied, trimmed
 from lapse.pipeline.processor.outlet import Outlet, acknowledged
 from lapse.pipeline.processor.publishing import dead_letter_key
 from lapse.pipeline.processor.reading import consuming
@@ -77,16 +78,17 @@ class Copier:
         self._key = worker_key
         self._outlet = outlet
         self._metrics = metrics
-        # By owned partition: the next offset in revocations to copy; all below stands copied in the log. None: unknown.
-        self._copied: dict[int, int | None] = {}
+        # By owned partition, up to where revocations stand copied in the log. None: unknown.
+        self._copied: dict[int, Copied | None] = {}
         self._policies_tp = TopicPartition(self._topics.policies, 0)
         # The latest of each name. Policies are few: names of classes of sessions.
         self._policies: dict[str, PolicyAdopted] = {}
         self._policies_next = 0
         self._fresh: set[int] = set()
         self._changed = asyncio.Event()
+        self._appending = False
 
-    def own(self, partition: int, revocations: int | None) -> None:
+    def own(self, partition: int, revocations: Copied | None) -> None:
         """Begin to copy for a partition, revocations from this position on (None: from the start)."""
         self._copied[partition] = revocations
         self._fresh.add(partition)
@@ -98,9 +100,20 @@ class Copier:
         self._fresh.discard(partition)
         self._changed.set()
 
-    def copied(self, partition: int) -> int | None:
+    def copied(self, partition: int) -> Copied | None:
         """Return the position in revocations below which all copies stand in the log; None where there is none yet."""
         return self._copied.get(partition)
+
+    def positions(self) -> dict[TopicPartition, int | None]:
+        """Return the next offset to read of each log that is followed, for the watchdog.
+
+        None while copies wait for their acknowledgements: nothing is read meanwhile, and the outlet has a deadline.
+        """
+        if not self._copied:
+            return {}
+        read = {TopicPartition(self._topics.revocations, number): at for number, at in self._copied.items()}
+        followed = {self._policies_tp: self._policies_next} | {tp: at.offset if at else 0 for tp, at in read.items()}
+        return {tp: None if self._appending else offset for tp, offset in followed.items()}
 
     async def run(self) -> None:
         """Copy, for ever.
@@ -122,7 +135,7 @@ class Copier:
                         await self._introduce()
                     batches = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_COPY_BATCH)
                     for tp, records in batches.items():
-                        await self._copy(tp, records)
+                        await self._copy(consumer, tp, records)
 
     def _assign(self, consumer: AIOKafkaConsumer) -> None:
         revocations = {TopicPartition(self._topics.revocations, number): at for number, at in self._copied.items()}
@@ -130,7 +143,7 @@ class Copier:
         consumer.seek(self._policies_tp, self._policies_next)
         for tp, position in revocations.items():
             if position is not None:
-                consumer.seek(tp, position)
+                consumer.seek(tp, position.offset)
 
     async def _introduce(self) -> None:
         """Copy the policies read so far to the partitions that are new here."""
@@ -138,14 +151,37 @@ class Copier:
         known = sorted(self._policies.values(), key=lambda one: one.version)
         await self._append([self._control(number, one) for one in known for number in sorted(fresh)])
 
-    async def _copy(self, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
+    async def _copy(self, consumer: AIOKafkaConsumer, tp: TopicPartition, records: list[ConsumerRecord]) -> None:
+        records = await self._as_they_follow(consumer, tp, records)
+        if not records:
+            return
         if tp == self._policies_tp:
             await self._append([copy for record in records for copy in self._copies_of_policy(record)])
             self._policies_next = records[-1].offset + 1
         elif tp.partition in self._copied:
             await self._append([self._copy_of_revocation(record) for record in records])
             if tp.partition in self._copied:
-                self._copied[tp.partition] = records[-1].offset + 1
+                self._copied[tp.partition] = Copied(records[-1].offset + 1, records[-1].timestamp)
+
+    async def _as_they_follow(
+        self, consumer: AIOKafkaConsumer, tp: TopicPartition, records: list[ConsumerRecord]
+    ) -> list[ConsumerRecord]:
+        """Return those that follow what is copied.
+
+        A client that finds no such offset in its log begins at the start of it, without a word. Either the log is
+        another one, then the watchdog says so unless the position goes back; or an old leader's, then all is copied.
+
+        Raises:
+            RuntimeFault: orders in between are gone.
+        """
+        copied = self._copied.get(tp.partition)
+        following = self._policies_next if tp == self._policies_tp else copied.offset if copied else 0
+        if tp != self._policies_tp and copied is not None and records[0].offset > following:
+            # Markers of transactions leave holes as well.
+            begins = (await consumer.beginning_offsets([tp]))[tp]
+            if begins > following:
+                raise trimmed(self._settings, tp, begins, following)
+        return [record for record in records if record.offset >= following]
 
     def _copy_of_revocation(self, record: ConsumerRecord) -> _Copy:
         try:
@@ -187,4 +223,10 @@ class Copier:
 
     async def _append(self, copies: list[_Copy]) -> None:
         """Append these copies and wait until they stand in the log."""
-        await acknowledged([await self._outlet.send(one.topic, one.partition, one.value, one.key) for one in copies])
+        self._appending = True
+        try:
+            await acknowledged(
+                [await self._outlet.send(one.topic, one.partition, one.value, one.key) for one in copies]
+            )
+        finally:
+            self._appending = False

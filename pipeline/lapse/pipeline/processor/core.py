@@ -26,15 +26,17 @@ as well.
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 
 from lapse.pipeline.processor import failpoints, watchdog
 from lapse.pipeline.processor.append_health import AppendHealth
 from lapse.pipeline.processor.copies import Copier
-from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.metrics import EngineNumbers, Metrics
+from lapse.pipeline.processor.originals import not_the_log
 from lapse.pipeline.processor.outlet import Outlet
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.partition import OwnedPartition, WorkerParts
@@ -107,8 +109,14 @@ class Core:
         await self._parts.effects.start()
         await self._parts.control.start()
         self._watch(self._parts.copier.run(), "lapse-copies")
-        name, topic = f"{self._settings.worker}-watchdog", self._parts.topics.activity
-        self._watch(watchdog.watch(self._settings.kafka, name, topic, self._offsets), "lapse-watchdog")
+        watching = watchdog.watch(
+            self._settings.kafka,
+            f"{self._settings.worker}-watchdog",
+            self._positions,
+            partial(not_the_log, self._settings),
+            compacted=[self._parts.topics.policies],
+        )
+        self._watch(watching, "lapse-watchdog")
 
     async def assigned(self, partitions: Iterable[int]) -> None:
         """Own exactly these partitions. Returns at once: those that are new are restored meanwhile."""
@@ -241,6 +249,10 @@ class Core:
         owned = {number: slot.partition for number, slot in self._slots.items()}
         return {number: one.next_offset for number, one in owned.items() if one is not None}
 
-    def _engine_numbers(self) -> Mapping[int, tuple[int, Mapping[str, int]]]:
+    def _positions(self) -> Mapping[TopicPartition, int | None]:
+        activity = {TopicPartition(self._parts.topics.activity, number): at for number, at in self._offsets().items()}
+        return {**activity, **self._parts.copier.positions()}
+
+    def _engine_numbers(self) -> Mapping[int, EngineNumbers]:
         owned = {number: slot.partition for number, slot in list(self._slots.items())}
-        return {number: (one.live_sessions, dict(one.counters)) for number, one in owned.items() if one is not None}
+        return {number: one.numbers for number, one in owned.items() if one is not None}

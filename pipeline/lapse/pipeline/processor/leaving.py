@@ -20,6 +20,8 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
+from lapse.pipeline.clients import servers
+
 __all__ = ["leave", "member_of"]
 
 _log = structlog.get_logger("lapse.processor")
@@ -43,9 +45,7 @@ async def leave(bootstrap: str, group: str, worker: str) -> bool:
 
     It raises nothing: what is not handed over now is taken over after the session timeout.
     """
-    client = AIOKafkaClient(
-        bootstrap_servers=[server.strip() for server in bootstrap.split(",")], client_id=f"{worker}-leaving"
-    )
+    client = AIOKafkaClient(bootstrap_servers=servers(bootstrap), client_id=f"{worker}-leaving")
     try:
         async with asyncio.timeout(_DEADLINE_S):
             await client.bootstrap()

@@ -23,5 +23,6 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    # While a broker is down aiokafka warns some 15 times a second; what comes of it is told by us.
+    # While a broker is down aiokafka warns some 15 times a second; what comes of it is told by us:
+    # outlet.py says that appends are overdue, and where.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

@@ -9,6 +9,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from operator import attrgetter
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -21,12 +22,18 @@ __all__ = ["EngineNumbers", "Metrics"]
 
 _cause = attrgetter("cause")
 
-EngineNumbers = Callable[[], Mapping[int, tuple[int, Mapping[str, int]]]]
-"""By partition: live sessions, and the engine's counters."""
-
 # Decisions come within the grace and some milliseconds of being due; an outage holds them for some seconds.
 _DELAY_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.275, 0.3, 0.35, 0.4, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _CHECKPOINT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
+
+
+class EngineNumbers(NamedTuple):
+    """What one partition's engine can tell whoever asks."""
+
+    live_sessions: int
+    waiting: int
+    clock_offset_ms: int
+    counters: Mapping[str, int]
 
 
 class Metrics:
@@ -52,12 +59,6 @@ class Metrics:
         )
         self._clock_steps = Counter(
             "lapse_clock_steps", "Steps of a broker's clock that were taken out of log time", ["kind"], registry=own
-        )
-        self._clock_offset = Gauge(
-            "lapse_clock_offset_seconds",
-            "What is added to append times, by steps taken out",
-            ["partition"],
-            registry=own,
         )
         self._owned = Gauge("lapse_partitions_owned", "Partitions owned and restored", registry=own)
 
@@ -90,17 +91,16 @@ class Metrics:
         self._checkpoints.observe(seconds)
         self._checkpoint_records.inc(records)
 
-    def clock_stepped(self, partition: int, alarm: ClockAlarm) -> None:
+    def clock_stepped(self, alarm: ClockAlarm) -> None:
         """Count a step of the broker's clock."""
         self._clock_steps.labels(alarm.kind).inc()
-        self._clock_offset.labels(str(partition)).set(alarm.offset_ms / 1000)
 
     def owned(self, partitions: int) -> None:
         """Say how many partitions are owned."""
         self._owned.set(partitions)
 
-    def watch_engines(self, numbers: EngineNumbers) -> None:
-        """Let whoever scrapes see the engines' own numbers."""
+    def watch_engines(self, numbers: Callable[[], Mapping[int, EngineNumbers]]) -> None:
+        """Let whoever scrapes see the engines' own numbers, by partition."""
         self.registry.register(_Engines(numbers))
         self.registry.register(self._delays)
 
@@ -142,18 +142,29 @@ class _Delays:
 class _Engines:
     """Reads the engines' numbers when asked."""
 
-    def __init__(self, numbers: EngineNumbers) -> None:
+    def __init__(self, numbers: Callable[[], Mapping[int, EngineNumbers]]) -> None:
         self._numbers = numbers
 
     def collect(self) -> Iterable[Metric]:
-        live = GaugeMetricFamily("lapse_live_sessions", "Live sessions", labels=["partition"])
+        owned = self._numbers()
+
+        def gauge(name: str, what: str, of: Callable[[EngineNumbers], float]) -> Metric:
+            family = GaugeMetricFamily(name, what, labels=["partition"])
+            for partition, one in owned.items():
+                family.add_metric([str(partition)], of(one))
+            return family
+
+        yield gauge("lapse_live_sessions", "Live sessions", lambda one: one.live_sessions)
+        yield gauge("lapse_records_waiting", "Records that wait for the clock to decide", lambda one: one.waiting)
+        yield gauge(
+            "lapse_clock_offset_seconds",
+            "What is added to append times, by steps taken out",
+            lambda one: one.clock_offset_ms / 1000,
+        )
         counted = CounterMetricFamily("lapse_engine", "What the engines have counted", labels=["what"])
-        totals: dict[str, int] = {}
-        for partition, (sessions, counters) in self._numbers().items():
-            live.add_metric([str(partition)], sessions)
-            for what, count in counters.items():
-                totals[what] = totals.get(what, 0) + count
+        totals: Tally[str] = Tally()
+        for one in owned.values():
+            totals.update(one.counters)
         for what, count in sorted(totals.items()):
             counted.add_metric([what], count)
-        yield live
         yield counted

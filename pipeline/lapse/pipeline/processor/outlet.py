@@ -4,7 +4,8 @@ An outlet is one idempotent producer with `acks=all`. aiokafka never gives up on
 it waits and repeats it, in order. That is wanted, up to a point; the outlet brings the missing deadline: what is not
 acknowledged DELIVERY_DEADLINE_S after it was sent is a `RuntimeFault`, and the worker starts again from its last
 checkpoint. So is every error: an idempotent producer that lost one batch refuses all that follow it (their sequence
-numbers no longer fit), so nothing can ever stand in the log before what it depends on.
+numbers no longer fit), so nothing can ever stand in the log before what it depends on. That appends are overdue
+(OVERDUE_MS) is logged once, and so is that they go through again.
 
 aiokafka sends one request a node at a time, so a worker has two outlets: `control` (ticks and copies, where
 milliseconds count) does not wait behind `effects` (endings, which come by the thousand).
@@ -16,13 +17,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.structs import RecordMetadata
 
-from lapse.pipeline.clients import abandon
+from lapse.pipeline.clients import abandon, servers
 from lapse.pipeline.processor import clocks
-from lapse.pipeline.processor.append_health import AppendHealth
+from lapse.pipeline.processor.append_health import OVERDUE_MS, AppendHealth
 from lapse.schemas.errors import RuntimeFault
 
 __all__ = ["DELIVERY_DEADLINE_S", "Outlet", "acknowledged"]
@@ -36,6 +38,15 @@ _REQUEST_TIMEOUT_MS: Final = 30_000
 # largest record, 6 KiB. 512 KiB hold about 1,100 endings. A partition has one batch under way, so a burst of 12,500 in
 # each is a dozen round trips.
 _BATCH_BYTES: Final = 512 * 1024
+
+_LOOK_INTERVAL_S: Final = 0.5
+
+_WHAT_TO_DO: Final = (
+    "See whether the partition has a leader and min.insync.replicas replicas in sync, and start the worker again: it "
+    "publishes anew what its last checkpoint does not hold"
+)
+
+_log = structlog.get_logger("lapse.processor")
 
 
 class Outlet:
@@ -60,15 +71,18 @@ class Outlet:
         self._health = health
         self._fault = fault
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+            bootstrap_servers=servers(bootstrap),
             client_id=name,
             acks="all",
             enable_idempotence=True,
             request_timeout_ms=_REQUEST_TIMEOUT_MS,
             max_batch_size=_BATCH_BYTES,
         )
-        # What is under way, oldest first. Bounded by what aiokafka takes before send() waits: a batch a partition.
-        self._open: deque[tuple[float, asyncio.Future[RecordMetadata]]] = deque()
+        # What is under way, since when and to where, oldest first. Bounded by what aiokafka takes before send() waits:
+        # a batch a partition.
+        self._open: deque[tuple[float, str, asyncio.Future[RecordMetadata]]] = deque()
+        self._overdue = False
+        self._ended = False
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -86,6 +100,7 @@ class Outlet:
 
     async def stop(self) -> None:
         """Send what is under way, wait for it a while, and disconnect."""
+        self._ended = True
         if self._watch is not None:
             self._watch.cancel()
         await abandon(self._producer)
@@ -142,9 +157,8 @@ class Outlet:
             if self._health is not None and append is not None:
                 self._health.failed(append)
             raise
-        self._open.append((started, sent))
-        if append is not None:
-            sent.add_done_callback(partial(self._tell_health, append))
+        self._open.append((started, where, sent))
+        sent.add_done_callback(partial(self._done, where, append))
         return sent
 
     async def _patiently(
@@ -155,37 +169,57 @@ class Outlet:
                 return await hand_over()
             except KafkaTimeoutError as waited:
                 if clocks.mono_ms() - started > DELIVERY_DEADLINE_S * 1000:
-                    raise RuntimeFault(f"{self._name}: {where} took nothing in {DELIVERY_DEADLINE_S} s") from waited
+                    raise RuntimeFault(
+                        f"{self._name}: {where} took nothing in {DELIVERY_DEADLINE_S:.0f} s. {_WHAT_TO_DO}"
+                    ) from waited
             except KafkaError as broken:
-                raise RuntimeFault(f"{self._name}: cannot append to {where}: {broken!r}") from broken
+                raise RuntimeFault(f"{self._name}: cannot append to {where}: {broken!r}. {_WHAT_TO_DO}") from broken
 
-    def _tell_health(self, append: int, sent: "asyncio.Future[RecordMetadata]") -> None:
-        if self._health is None:
-            return
-        if sent.cancelled() or sent.exception() is not None:
-            self._health.failed(append)
-        else:
-            self._health.acknowledged(append, clocks.mono_ms())
+    def _done(self, where: str, append: int | None, sent: "asyncio.Future[RecordMetadata]") -> None:
+        """Take note of an append's end; before whoever awaits it, for it is this that knows the place."""
+        error = None if sent.cancelled() else sent.exception()
+        if self._health is not None and append is not None:
+            if sent.cancelled() or error is not None:
+                self._health.failed(append)
+            else:
+                self._health.acknowledged(append, clocks.mono_ms())
+        if error is not None:
+            self._end(f"an append to {where} failed: {error!r}. {_WHAT_TO_DO}")
 
-    def _settle(self) -> BaseException | None:
-        """Forget what is done, from the oldest on; return the first error among it."""
-        error: BaseException | None = None
-        while self._open and self._open[0][1].done():
-            _, sent = self._open.popleft()
-            if not sent.cancelled():
-                error = error or sent.exception()
-        return error
+    def _end(self, why: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._fault(RuntimeFault(f"{self._name}: {why}"))
+
+    def _settle(self) -> None:
+        """Forget what is done, from the oldest on."""
+        while self._open and self._open[0][2].done():
+            self._open.popleft()
 
     async def _watch_deadlines(self) -> None:
-        while True:
-            await asyncio.sleep(0.5)
-            error = self._settle()
-            if error is not None:
-                self._fault(RuntimeFault(f"{self._name}: an append failed: {error!r}"))
-                return
-            if self._open and clocks.mono_ms() - self._open[0][0] > DELIVERY_DEADLINE_S * 1000:
-                self._fault(RuntimeFault(f"{self._name}: an append is not acknowledged after {DELIVERY_DEADLINE_S} s"))
-                return
+        while not self._ended:
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            self._look()
+
+    def _look(self) -> None:
+        """Tell of appends that are overdue, and that they are no more; end the outlet where one takes too long."""
+        self._settle()
+        since_ms, where, _ = self._open[0] if self._open else (clocks.mono_ms(), "", None)
+        waited_ms = clocks.mono_ms() - since_ms
+        if waited_ms > DELIVERY_DEADLINE_S * 1000:
+            self._end(f"an append to {where} is not acknowledged after {DELIVERY_DEADLINE_S:.0f} s. {_WHAT_TO_DO}")
+        elif not self._overdue and waited_ms > OVERDUE_MS:
+            self._overdue = True
+            _log.warning(
+                "appends are not acknowledged; waiting for the broker",
+                outlet=self._name,
+                where=where,
+                waited_ms=int(waited_ms),
+                ends_after_s=DELIVERY_DEADLINE_S,
+            )
+        elif self._overdue and waited_ms <= OVERDUE_MS:
+            self._overdue = False
+            _log.info("appends are acknowledged again", outlet=self._name)
 
 
 async def acknowledged(sent: "Sequence[asyncio.Future[RecordMetadata]]") -> None:

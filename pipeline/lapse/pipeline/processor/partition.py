@@ -19,7 +19,7 @@ When the partition is fenced, another owner is at work: it falls silent (`lost`)
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -35,7 +35,8 @@ from lapse.pipeline.processor.checkpoints import CHECKPOINT_DEADLINE_S, EPOCH_KE
 from lapse.pipeline.processor.copies import Copier
 from lapse.pipeline.processor.forwarding import Forwarder
 from lapse.pipeline.processor.log_time import LogTime
-from lapse.pipeline.processor.metrics import Metrics
+from lapse.pipeline.processor.metrics import EngineNumbers, Metrics
+from lapse.pipeline.processor.originals import Copied
 from lapse.pipeline.processor.outlet import DELIVERY_DEADLINE_S, Outlet, acknowledged
 from lapse.pipeline.processor.pace import CheckpointPace
 from lapse.pipeline.processor.publishing import Publisher
@@ -108,7 +109,7 @@ class OwnedPartition:
         self._refuses = False
         self._moved = asyncio.Event()
         self._bounds = BoundsAlarm(restored.engine.settings)
-        self._saved: tuple[int, int | None] = (restored.engine.offset, restored.revocations)
+        self._saved: tuple[int, Copied | None] = (restored.engine.offset, restored.revocations)
         self._claimed = restored.claimed
         self._tasks: dict[str, asyncio.Task[None]] = {}
         log_time = LogTime(self._disciplined, lambda: restored.engine.clock_offset_ms)
@@ -139,17 +140,15 @@ class OwnedPartition:
         return self._engine.next_offset
 
     @property
-    def live_sessions(self) -> int:
-        return self._engine.live_sessions
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        return self._engine.counters
+    def numbers(self) -> EngineNumbers:
+        """What its engine can tell whoever asks; safe to ask from another thread."""
+        engine = self._engine
+        return EngineNumbers(engine.live_sessions, engine.waiting, engine.clock_offset_ms, dict(engine.counters))
 
     def start(self) -> None:
         """Begin to apply, copy, tick, forward and checkpoint."""
         self._parts.copier.own(self.number, self._restored.revocations)
-        self._parts.pace.begin(self.number, self.live_sessions)
+        self._parts.pace.begin(self.number, self._engine.live_sessions)
         self._spawn("apply", self._apply_all())
         self._spawn("forward", self._forwarder.run())
         self._spawn("tick", self._tick_all())
@@ -228,7 +227,7 @@ class OwnedPartition:
                 offset_ms=alarm.offset_ms,
                 log_time=alarm.at,
             )
-            self._parts.metrics.clock_stepped(self.number, alarm)
+            self._parts.metrics.clock_stepped(alarm)
         await self._publisher.watermark(engine.watermark(), engine.clock_offset_ms)
         self._parts.metrics.applied(len(records))
         self._bounds.look(engine.counters, clocks.mono_ms())

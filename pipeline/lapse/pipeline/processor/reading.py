@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, OffsetAndMetadata, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from lapse.pipeline.clients import abandon
+from lapse.pipeline.clients import abandon, servers
 from lapse.schemas import RuntimeFault
 
 __all__ = [
@@ -51,7 +51,7 @@ async def consuming(bootstrap: str, name: str, **options: Any) -> AsyncIterator[
         RuntimeFault: the broker fails while it is in use.
     """
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=[server.strip() for server in bootstrap.split(",")],
+        bootstrap_servers=servers(bootstrap),
         client_id=name,
         group_id=None,
         enable_auto_commit=False,
@@ -199,13 +199,15 @@ async def holds_records(bootstrap: str, name: str, tp: TopicPartition, start: in
     return False
 
 
-async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
-    """Return the group's committed offsets, without those that it has none for.
+async def committed_offsets(
+    bootstrap: str, group: str, tps: list[TopicPartition]
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Return the group's committed positions, without those that it has none for.
 
     Raises:
         RuntimeFault: the broker fails.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=[server.strip() for server in bootstrap.split(",")])
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers(bootstrap))
     try:
         await admin.start()
         async with asyncio.timeout(READ_DEADLINE_S):
@@ -222,7 +224,7 @@ async def committed_offsets(bootstrap: str, group: str, tps: list[TopicPartition
         raise RuntimeFault(f"cannot read the committed offsets of group {group}: {broken!r}") from broken
     finally:
         await admin.close()
-    return {tp: position.offset for tp, position in found.items() if position.offset >= 0}
+    return {tp: position for tp, position in found.items() if position.offset >= 0}
 
 
 def another_log(topic: str, partition: int, offset: int, what: str) -> RuntimeFault:

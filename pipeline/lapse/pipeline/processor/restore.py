@@ -7,7 +7,8 @@ In this order, for all newly assigned partitions together:
 2. note where the input ends now. Whatever a predecessor ticked stands below; see ticks.py for the epoch.
 3. read `lapse.state`, committed records only, up to its end. Of each key the last value counts.
 4. build the engines; input goes on from each marker's offset.
-5. check that the input is still the log that the state is of, and holds what comes next.
+5. check that the input is still the log that the state is of, and holds what comes next;
+6. and that revocations and policies are still those that were copied into it (originals.py).
 
 A partition without a marker is a new one only if the group has never committed anything for it. If it has, the state
 was lost (a deleted topic, another prefix): to begin with no sessions would end nobody on time and say nothing, so the
@@ -20,11 +21,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
-from aiokafka import TopicPartition
+from aiokafka import OffsetAndMetadata, TopicPartition
 
 from lapse.pipeline.engine import EngineSettings, PartitionEngine
 from lapse.pipeline.processor import clocks, failpoints
-from lapse.pipeline.processor.checkpoints import EPOCH_KEY, StateWriter
+from lapse.pipeline.processor.checkpoints import COPIED_KEY, EPOCH_KEY, StateWriter
+from lapse.pipeline.processor.originals import Copied, check_originals
 from lapse.pipeline.processor.reading import check_input, committed_offsets, consuming, read_to_end
 from lapse.pipeline.processor.trimming import MARKS_KEY
 from lapse.pipeline.settings import Settings
@@ -48,7 +50,7 @@ class Restored:
         writer: its fenced writer.
         caught_up_at: the offset at which the input ended after fencing.
         fresh: whether there was no checkpoint: input begins with what the log still holds.
-        revocations: up to which offset revocations have been copied; None: begin at the start.
+        revocations: up to where revocations have been copied; None: begin at the start.
         marks: what trimming has saved; None: nothing.
         claimed: the highest epoch that an owner has claimed; -1: none.
     """
@@ -57,7 +59,7 @@ class Restored:
     writer: StateWriter
     caught_up_at: int
     fresh: bool
-    revocations: int | None
+    revocations: Copied | None
     marks: bytes | None = None
     claimed: int = -1
 
@@ -107,13 +109,19 @@ async def restore(
         restored = {}
         for number in numbers:  # 4
             marks = state[number].get(MARKS_KEY)
+            saved = Copied.decode(state[number].get(COPIED_KEY))
             claimed = int(state[number].get(EPOCH_KEY) or -1)
             engine, fresh = _build(settings, worker_key, number, state.pop(number), positions, topics)
-            revocations = positions.get(TopicPartition(topics.revocations, number))
+            revocations = Copied.committed(positions.get(TopicPartition(topics.revocations, number))) or saved
             restored[number] = Restored(engine, writers[number], ends[number], fresh, revocations, marks, claimed)
             await asyncio.sleep(0)  # A large state takes some 100 ms to build; let other partitions' ticks through.
         states = {number: (one.engine.offset, one.engine.applied) for number, one in restored.items() if not one.fresh}
         await check_input(settings.kafka, f"{settings.group}-restore", topics.activity, states)  # 5
+        await check_originals(
+            settings,
+            {number: one.revocations for number, one in restored.items()},
+            {number: one.engine.policies for number, one in restored.items()},
+        )  # 6
     except BaseException:
         await asyncio.gather(*(writer.stop() for writer in writers.values()))
         raise
@@ -130,7 +138,9 @@ async def restore(
     return restored
 
 
-async def _positions(settings: Settings, topics: TopicNames, numbers: list[int]) -> dict[TopicPartition, int]:
+async def _positions(
+    settings: Settings, topics: TopicNames, numbers: list[int]
+) -> dict[TopicPartition, OffsetAndMetadata]:
     tps = [TopicPartition(topic, number) for topic in (topics.activity, topics.revocations) for number in numbers]
     return await committed_offsets(settings.kafka, settings.group, tps)
 
@@ -160,12 +170,13 @@ def _build(
     worker_key: bytes,
     number: int,
     state: dict[bytes, bytes | None],
-    positions: dict[TopicPartition, int],
+    positions: dict[TopicPartition, OffsetAndMetadata],
     topics: TopicNames,
 ) -> tuple[PartitionEngine, bool]:
     rules = engine_settings(settings, worker_key, number)
     engine = PartitionEngine.restore(rules, state.items())
-    committed = positions.get(TopicPartition(topics.activity, number), 0)
+    position = positions.get(TopicPartition(topics.activity, number))
+    committed = 0 if position is None else position.offset
     if engine is not None:
         return engine, False
     if committed > 0:

@@ -24,6 +24,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.errors import KafkaError
 
+from lapse.pipeline.clients import servers
 from lapse.pipeline.processor.reading import consuming
 from lapse.pipeline.settings import Settings
 from lapse.schemas import RuntimeFault, TopicSpec
@@ -138,7 +139,7 @@ class Trimmer:
         return {tp.topic: end for tp, end in ends.items()}
 
     async def _delete(self, cuts: Mapping[str, int]) -> None:
-        admin = AIOKafkaAdminClient(bootstrap_servers=[server.strip() for server in self._settings.kafka.split(",")])
+        admin = AIOKafkaAdminClient(bootstrap_servers=servers(self._settings.kafka))
         try:
             await admin.start()
             await admin.delete_records(
