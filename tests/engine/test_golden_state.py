@@ -172,5 +172,5 @@ def test_garbage_is_refused_and_says_what_to_do(key: bytes, value: bytes) -> Non
     records, _ = read(CURRENT)
     (found,) = [one for one in records if one.startswith(key)][:1]
     records[found] = value
-    with pytest.raises(InvariantError, match=r"Restore lapse\.state, or delete it|run the newer worker"):
+    with pytest.raises(InvariantError, match=r"Restore the state topic, or delete it|run the newer worker"):
         restored(records)
