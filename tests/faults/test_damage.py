@@ -7,6 +7,7 @@ says what to do. The rest runs under a load, and the verifier recomputes everyth
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import statistics
 import time
@@ -22,6 +23,7 @@ from lapse.schemas import partition_of
 from tests.cli.running import lapse
 from tests.faults.estate import PARTITIONS, Estate, until
 from tests.faults.reporting import note
+from tests.faults.states import read_state
 from tests.integration._raw import RawReader
 from tests.processor.support import subjects_of
 
@@ -37,17 +39,12 @@ def with_state(estate: Estate) -> None:
     for number in range(PARTITIONS):
         for subject in subjects_of(number, PARTITIONS, 70):
             estate.writer.append("activity", _started(subject), subject.encode(), number)
-    state = RawReader(estate.settings.kafka, estate.settings.prefix, "state")
-    try:
-        until(lambda: saved_chunks(state) == {(number, key) for number in range(PARTITIONS) for key in (b"c0", b"c1")},
-              "70 sessions of each partition are saved, in two chunks")  # fmt: skip
-    finally:
-        state.close()
+    until(lambda: saved(estate), "70 sessions of each partition are saved, in two chunks")
     assert worker.stop() == 0, worker.log[-2000:]
 
 
-def saved_chunks(state: RawReader) -> set[tuple[int, bytes]]:
-    return {(one.partition, one.key) for one in state.to_end() if one.key is not None and one.key.startswith(b"c")}
+def saved(estate: Estate) -> bool:
+    return all({b"c0", b"c1"} <= state.keys() for state in asyncio.run(read_state(estate.settings)).values())
 
 
 def _started(subject: str) -> bytes:
