@@ -2,7 +2,8 @@
 
 The estate grows from step to step. At each, a backlog of touches of random sessions is written while the worker is
 down; then it restores its state and takes the backlog, timed from the first twentieth to the last. The value is the
-rate at the largest estate, the baseline that at the smallest; `ratio` is the worst over the first.
+worst of these rates, `worst_at` the estate that had it; the baseline is the rate at the smallest, `ratio` the one over
+the other.
 """
 
 from __future__ import annotations

@@ -225,12 +225,12 @@ class Estate:
         code = self._load.wait(180)
         assert code == 0, (self.directory / "load.log").read_text()[-3000:]
 
-    def verify(self, patience_s: float = 60.0) -> Report:
-        """Have the verifier read the topics; fail where it finds anything."""
+    def verify(self, away_s: float = 0.0, patience_s: float = 60.0) -> Report:
+        """Have the verifier read the topics, after a fault that lasted so long; fail where it finds anything."""
         command = [
             sys.executable, "-m", "tests.faults.verifier", "--kafka", self.settings.kafka, "--prefix",
             self.settings.prefix, "--partitions", str(self.settings.partitions), "--patience", str(patience_s),
-            "--key", self.settings.worker_key.decode(),
+            "--away", str(away_s), "--key", self.settings.worker_key.decode(),
         ]  # fmt: skip
         if self._truth.exists():
             command += ["--truth", str(self._truth)]

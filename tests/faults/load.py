@@ -7,7 +7,7 @@ Until SIGTERM. Two kinds of people: `short` ones, who end all the time (idle, ab
 subject's sessions.
 
 What really happened is written to --truth, one JSON object a line, as instants of this machine's clock; so the verifier
-can hold an ending against life and not only against the log: a session that was used may not have ended as idle.
+can hold an ending against life and not only against the log (life.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ __all__ = ["SHORT", "STEADY", "STEADY_PEOPLE", "TOUCH_INTERVAL_MS"]
 
 # A touch may wait so long in the publisher; far below the idle timeouts.
 TOUCH_INTERVAL_MS: Final = 500
-SHORT: Final = Policy(name="short", idle_ms=2_500, absolute_ms=10_000)
+# Well above what a touch may take on its way on a busy machine (life.KNOWN_WITHIN_MS), so that one that was lost shows.
+SHORT: Final = Policy(name="short", idle_ms=9_000, absolute_ms=14_000)
 # Many times the pause between the clicks of a steady person: room for a machine that is busy with other things (with a
 # load of 25 on two cores a publisher was seen to take more than 6 s for one record); and half of the outage of 30 s.
 STEADY: Final = Policy(name="steady", idle_ms=15_000, absolute_ms=None)
@@ -52,6 +53,7 @@ class _Person:
     started_at: float
     touched_at: list[float] = field(default_factory=list)
     closed_at: float | None = None
+    revoked_at: float | None = None
     next_at: float = 0.0
 
 
@@ -108,14 +110,15 @@ class _Service:
                 self._publisher.closed(person.session, person.subject)
                 person.closed_at = now
             elif what < 0.25:
-                self._revoke(person)
+                self._revoke(person, now)
         elif now >= person.next_at:
             self._publisher.touched(person.session, person.subject)
             person.touched_at.append(now)
             steady = person.policy == STEADY.name
             person.next_at = now + (_STEADY_PAUSE_S if steady else self._chance.uniform(0.2, 1.2))
 
-    def _revoke(self, person: _Person) -> None:
+    def _revoke(self, person: _Person, now: float) -> None:
+        person.revoked_at = now
         order = Revocation(
             id=f"r-{person.session}", session=person.session, subject=person.subject, reason="admin", by="load"
         )
@@ -143,7 +146,8 @@ class _Service:
             for one in self._done + self._live:
                 row = {"session": one.session, "subject": one.subject, "policy": one.policy,
                        "started_at": ms(one.started_at), "touched_at": [ms(at) for at in one.touched_at],
-                       "closed_at": None if one.closed_at is None else ms(one.closed_at)}  # fmt: skip
+                       "closed_at": None if one.closed_at is None else ms(one.closed_at),
+                       "revoked_at": None if one.revoked_at is None else ms(one.revoked_at)}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
 
 

@@ -7,6 +7,7 @@ says what to do. The rest runs under a load, and the verifier recomputes everyth
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import statistics
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 import orjson
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from lapse.schemas import partition_of
@@ -22,8 +23,12 @@ from lapse.schemas import partition_of
 from tests.cli.running import lapse
 from tests.faults.estate import PARTITIONS, Estate, until
 from tests.faults.reporting import note
+from tests.faults.states import read_state
 from tests.integration._raw import RawReader
 from tests.processor.support import subjects_of
+
+# 56 ms where the machine has nothing else to do. A partition that waited for the hot one would be later than two ticks.
+OTHERS_P99_MAX_MS = 2_000
 
 
 def with_state(estate: Estate) -> None:
@@ -34,8 +39,12 @@ def with_state(estate: Estate) -> None:
     for number in range(PARTITIONS):
         for subject in subjects_of(number, PARTITIONS, 70):
             estate.writer.append("activity", _started(subject), subject.encode(), number)
-    time.sleep(1.5)  # several checkpoint intervals
+    until(lambda: saved(estate), "70 sessions of each partition are saved, in two chunks")
     assert worker.stop() == 0, worker.log[-2000:]
+
+
+def saved(estate: Estate) -> bool:
+    return all({b"c0", b"c1"} <= state.keys() for state in asyncio.run(read_state(estate.settings)).values())
 
 
 def _started(subject: str) -> bytes:
@@ -63,17 +72,31 @@ def truncate(estate: Estate, topic: str, partition: int, before: int = -1) -> No
     """DeleteRecords. A compacted topic refuses it until somebody makes it `compact,delete`."""
     name = f"{estate.settings.prefix}{topic}"
     client = admin(estate)  # kept: with it goes whatever it was asked
+    resource = ConfigResource(ResourceType.TOPIC, name)
 
     def clean_up(policy: str) -> None:
         entry = ConfigEntry("cleanup.policy", policy, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
-        client.incremental_alter_configs([resource])[resource].result(timeout=30)
-        time.sleep(2)  # until the leader has heard of it
+        change = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+        client.incremental_alter_configs([change])[change].result(timeout=30)
+        until(lambda: policy_now() == policy, f"{name} has the cleanup policy {policy}")
+
+    def policy_now() -> str | None:
+        found: ConfigEntry = client.describe_configs([resource])[resource].result(timeout=30)["cleanup.policy"]
+        return found.value
+
+    def deleted() -> bool:
+        (asked,) = client.delete_records([TopicPartition(name, partition, before)]).values()
+        try:
+            asked.result(timeout=30)
+        except KafkaException as refused:
+            if refused.args[0].code() != KafkaError.POLICY_VIOLATION:
+                raise
+            return False  # the leader has not heard of it yet
+        return True
 
     if topic == "state":
         clean_up("compact,delete")
-    for future in client.delete_records([TopicPartition(name, partition, before)]).values():
-        future.result(timeout=30)
+    until(deleted, f"the records of {name} are deleted")
     if topic == "state":
         clean_up("compact")
 
@@ -220,6 +243,7 @@ def test_a_hot_key(estate: Estate) -> None:
     one.start()
     estate.owned_by("w-1", "w-2")
     estate.end_load()
+    assert quantiles_of(others)[1] < OTHERS_P99_MAX_MS, (quantiles_of(others), quantiles_of(hot))
     figures = {"hot_late_p50_p99_ms": quantiles_of(hot), "others_late_p50_p99_ms": quantiles_of(others)}
     note("hot key with half of all logins at 30 a second, one kill", figures | estate.verify())
 

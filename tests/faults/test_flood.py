@@ -12,12 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import secrets
-import socket
 import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Final
 
@@ -25,15 +22,14 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from lapse.pipeline.engine import PartitionEngine
-from lapse.pipeline.processor.reading import read_to_end
-from lapse.pipeline.processor.restore import engine_settings
 from lapse.schemas import Policy, TopicNames, ending_id
 
 from tests.faults.cluster import Cluster
 from tests.faults.estate import PARTITIONS, Estate, estate_on, until
 from tests.faults.load import STEADY_PEOPLE
+from tests.faults.metrics import Metrics
 from tests.faults.reporting import note
+from tests.faults.states import differences, read_state, read_topic
 from tests.integration._raw import JSON
 
 FLOOD_IDS: Final = int(os.environ.get("FAULTS_FLOOD_IDS", "2000000"))
@@ -103,39 +99,16 @@ def _activity(what: str, name: str, **more: str) -> JSON:
     return record | more
 
 
-class Metrics:
-    """What the worker tells Prometheus."""
-
-    def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-
-    def answers(self) -> bool:
-        with socket.socket() as one:
-            return one.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def sums(self) -> dict[str, int]:
-        """Return, by name, the sum over all labels; of the engines' counters by what they count."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as answer:
-            text = answer.read().decode()
-        found: dict[str, int] = {}
-        for name, labels, number in re.findall(r"^(\w+)(?:\{(.*?)\})? (\S+)$", text, re.MULTILINE):
-            what = re.search(r'what="(\w+)"', labels)
-            key = what.group(1) if what else name
-            found[key] = found.get(key, 0) + int(float(number))
-        return found
-
-    def await_told_of(self, ids: int, before: int, ended: int) -> None:
-        """Wait until each of so many ids has been taken in or refused, once, and so many sessions have ended."""
-        deadline = time.monotonic() + APPLIED_WITHIN_S
-        while True:
-            now = self.sums()
-            taken = now["lapse_live_sessions"] + ended - before
-            if (taken + now.get("sessions_refused_full", 0), now.get("lapse_endings_total", 0)) == (ids, ended):
-                return
-            assert time.monotonic() < deadline, f"{ids} ids, {ended} endings, {before} sessions before: {now}"
-            time.sleep(0.1)
+def await_told_of(metrics: Metrics, ids: int, before: int, ended: int) -> None:
+    """Wait until each of so many ids has been taken in or refused, once, and so many sessions have ended."""
+    deadline = time.monotonic() + APPLIED_WITHIN_S
+    while True:
+        now = metrics.sums()
+        taken = now["lapse_live_sessions"] + ended - before
+        if (taken + now.get("sessions_refused_full", 0), now.get("lapse_endings_total", 0)) == (ids, ended):
+            return
+        assert time.monotonic() < deadline, f"{ids} ids, {ended} endings, {before} sessions before: {now}"
+        time.sleep(0.1)
 
 
 def flood(estate: Estate, count: int) -> None:
@@ -170,7 +143,7 @@ def test_a_flood_of_random_ids(cluster: Cluster, tmp_path: Path) -> None:
 def flooded(estate: Estate) -> None:
     metrics = Metrics()
     worker = estate.worker("w-1")
-    variables = {"LAPSE_SESSIONS_MAX": str(BOUND), "LAPSE_METRICS_PORT": str(metrics.port)}
+    variables = metrics.variables | {"LAPSE_SESSIONS_MAX": str(BOUND)}
     worker.start(**variables)
     estate.owned_by("w-1")
     estate.load(seed=51, logins=0)
@@ -183,7 +156,7 @@ def flooded(estate: Estate) -> None:
         for round_ in range(1, ROUNDS + 1):
             revoked += keeper.revoke(REVOKED_A_ROUND)
             flood(estate, FLOOD_IDS // ROUNDS)
-            metrics.await_told_of(FLOOD_IDS // ROUNDS * round_, before, REVOKED_A_ROUND * round_)
+            await_told_of(metrics, FLOOD_IDS // ROUNDS * round_, before, REVOKED_A_ROUND * round_)
             memory_kib.append(worker.memory_kib)
         took_s = time.monotonic() - began
         counts = metrics.sums()
@@ -251,28 +224,6 @@ def _check(estate: Estate, revoked: set[str], kept: set[str], people: set[str], 
 
 
 async def _differing(estate: Estate) -> list[str]:
-    """Compare each partition's saved state with that of a new engine that has read the log up to there."""
     settings = estate.settings
-    topics = TopicNames(settings.prefix)
-    saved: dict[int, dict[bytes, bytes | None]] = {number: {} for number in range(PARTITIONS)}
-    async for number, records in read_to_end(settings.kafka, "flood", topics.state, range(PARTITIONS)):
-        for record in records:
-            saved[number].pop(record.key, None)
-            saved[number][record.key] = record.value
-    restored, replayed = {}, {}
-    for number, state in saved.items():
-        rules = engine_settings(settings, settings.worker_key, number)
-        restored[number] = PartitionEngine.restore(rules, state.items())
-        replayed[number] = PartitionEngine(rules)
-    async for number, records in read_to_end(settings.kafka, "flood", topics.activity, range(PARTITIONS)):
-        one = restored[number]
-        assert one is not None
-        replayed[number].apply([record for record in records if record.offset < one.offset])
-    found = []
-    for number, engine in replayed.items():
-        other = restored[number]
-        assert other is not None
-        names = [set(one.sessions.table.slot_of) for one in (engine, other)]
-        if names[0] != names[1] or engine.live_sessions != other.live_sessions:
-            found.append(f"partition {number} at {other.offset}: {sorted(names[0] ^ names[1])[:3]}")
-    return found
+    saved = await read_state(settings)
+    return differences(settings, saved, await read_topic(settings, TopicNames(settings.prefix).activity, PARTITIONS))

@@ -12,6 +12,8 @@ from lapse.pipeline.processor.app import BatchScheduler, build_app
 from lapse.pipeline.processor.core import Core
 from lapse.pipeline.settings import Settings
 
+SETTINGS = Settings(kafka="127.0.0.1:1", worker="w-1", worker_key="k" * 32, group="g")
+
 
 def record(offset: int) -> ConsumerRecord:
     return ConsumerRecord("t", 1, offset, 1_000 + offset, 1, b"key", b"%d" % offset, None, 3, 1, ())
@@ -29,8 +31,7 @@ def test_a_fetch_becomes_one_message_a_partition_with_the_last_offset() -> None:
 
 
 async def test_faust_commits_nothing_keeps_nothing_and_serves_nothing() -> None:
-    settings = Settings(kafka="127.0.0.1:1", worker="w-1", worker_key="k" * 32, group="g")
-    app = build_app(settings, Core(settings, crash=lambda _: None))
+    app = build_app(SETTINGS, Core(SETTINGS, crash=lambda _: None))
     (agent,) = app.agents.values()
     assert not agent.channel.acks
     assert app.conf.consumer_auto_offset_reset == "earliest"
@@ -39,3 +40,9 @@ async def test_faust_commits_nothing_keeps_nothing_and_serves_nothing() -> None:
     assert not app.conf.web_enabled
     assert not app.conf.topic_allow_declare
     assert not app.in_transaction
+
+
+async def test_a_worker_without_partitions_is_not_thrown_out_of_the_group() -> None:
+    """It polls nothing, and who polls nothing for the poll interval leaves the group and never comes back."""
+    app = build_app(SETTINGS, Core(SETTINGS, crash=lambda _: None))
+    assert app.conf.broker_max_poll_interval >= 24 * 3_600
