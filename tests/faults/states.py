@@ -1,8 +1,8 @@
 """Is each partition's saved state the one that its log makes? Compared is all of it, byte by byte.
 
 A new engine reads the log up to the marker's offset, and what it cuts must be what stands in `lapse.state`: sessions,
-those that ended and are remembered, orders, policies, the clock. Two records are the owner's and not the log's: under
-which epoch it ticks, and what it may trim. A partition without a marker has no state, and that is a difference too.
+those that ended and are remembered, orders, policies, the clock. Three records are the owner's and not the log's: under
+which epoch it ticks, what it may trim, and up to where it has copied orders. A partition without a marker has no state, and that is a difference too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from aiokafka import ConsumerRecord
 
 from lapse.pipeline.engine import LogRecord, PartitionEngine
-from lapse.pipeline.processor.checkpoints import EPOCH_KEY
+from lapse.pipeline.processor.checkpoints import COPIED_KEY, EPOCH_KEY
 from lapse.pipeline.processor.reading import read_to_end
 from lapse.pipeline.processor.restore import engine_settings
 from lapse.pipeline.processor.trimming import MARKS_KEY
@@ -25,7 +25,7 @@ __all__ = ["State", "differences", "read_state", "read_topic"]
 State = dict[bytes, bytes]
 """One partition's records of `lapse.state`, the latest of each key that has one."""
 
-_OF_THE_OWNER: Final = {EPOCH_KEY, MARKS_KEY}
+_OF_THE_OWNER: Final = {EPOCH_KEY, MARKS_KEY, COPIED_KEY}
 
 
 async def read_topic(settings: Settings, topic: str, partitions: int) -> list[ConsumerRecord]:
