@@ -2,7 +2,8 @@
 
 A new engine reads the log up to the marker's offset, and what it cuts must be what stands in `lapse.state`: sessions,
 those that ended and are remembered, orders, policies, the clock. Three records are the owner's and not the log's: under
-which epoch it ticks, what it may trim, and up to where it has copied orders. A partition without a marker has no state, and that is a difference too.
+which epoch it ticks, what it may trim, and up to where it has copied orders. A partition without a marker has no state,
+and that is a difference too.
 """
 
 from __future__ import annotations

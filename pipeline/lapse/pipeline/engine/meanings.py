@@ -67,9 +67,7 @@ class RecordMeanings(ABC):
         """By origin partition, the last (offset, index) that was forwarded here and applied."""
         self.raised: tuple[int, int] = (-1, -1)
         """Between which stamps records had to wait, the last time that all of them were given the latter."""
-        self._given_stamp: int | None = (
-            None  # of all records being applied, theirs being wrong; None: they have their own
-        )
+        self._given_stamp: int | None = None  # of all records being applied; None: each has its own
         self._offset = 0  # offset and value of the record being applied
         self._value: bytes | None = None
         self._entries_of, self._entries_done = -1, 0  # a packed record of which so many entries were applied
