@@ -1,9 +1,10 @@
 """Does coalescing ever change when a session ends?
 
-Property: the real engine ends the same sessions, with the same instants, whether it is told every touch at once or what
-the real outbox (coalescer, packing, one batch in flight) makes of them, as long as the touch interval plus the
-publishing delay is below the idle timeout, and the delay below grace_ms, which the rules give for publishing. And after
-an outage of the log it ends the same sessions as if there had been none.
+Property: the real engine ends the same sessions, with the same instants and starts, whether it is told every touch at
+once with what the service knows of the session's start, or what the real outbox (coalescer, packing, one batch in
+flight) makes of them, as long as the touch interval plus the publishing delay is below the idle timeout, and the delay
+below grace_ms, which the rules give for publishing. And after an outage of the log it ends the same sessions as if
+there had been none.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ TAIL_MS = 8_000  # past the longest hold
 
 Stamped = tuple[int, bytes]
 Touches = list[tuple[int, str]]
+Starts = dict[str, int | None]
 
 
 class _Record:
@@ -53,12 +55,17 @@ def _single(session: str, **fields: Any) -> bytes:
     )
 
 
-def _told_all(touches: Touches) -> list[Stamped]:
-    return [(at, _single(session)) for at, session in touches]
+def _told_all(touches: Touches, starts: Starts) -> list[Stamped]:
+    ages = [None if (start := starts[session]) is None else at - start for at, session in touches]
+    return [(at, _single(session, session_age_ms=age)) for (at, session), age in zip(touches, ages, strict=True)]
 
 
 def _told_coalesced(
-    touches: Touches, interval_ms: int, delay_of: Callable[[int], int], outage: tuple[int, int] = (0, 0)
+    touches: Touches,
+    starts: Starts,
+    interval_ms: int,
+    delay_of: Callable[[int], int],
+    outage: tuple[int, int] = (0, 0),
 ) -> list[Stamped]:
     """Run the outbox in virtual time, as the publisher's pump does; return (stamp, value) of what it wrote.
 
@@ -84,7 +91,7 @@ def _told_coalesced(
             (outbox.landed if landed else outbox.lost)(load)
         while todo and todo[0][0] <= now:
             at, session = todo.pop(0)
-            coalescer.touch(session, "u", None, at)
+            coalescer.touch(session, "u", None, at, starts[session])
         if outbox.place(1) and flight is None:
             batch = _Batch()
             load = outbox.load(0, batch)
@@ -140,8 +147,10 @@ def _tick(at: int, up_ms: int) -> bytes:
 
 
 @st.composite
-def _runs(draw: st.DrawFn) -> tuple[Touches, int, int, int]:
-    """Touches of a few sessions, the interval, the longest delay, an idle timeout just above both, or well above."""
+def _runs(draw: st.DrawFn) -> tuple[Touches, Starts, int, int, int]:
+    """Touches of a few sessions, when those started where the service knows it, the interval, the longest delay, an
+    idle timeout just above both, or well above.
+    """
     interval = draw(st.integers(200, 6_000))
     delay = draw(st.integers(0, min(interval, GRACE_MS - 1)))
     idle = interval + delay + draw(st.one_of(st.integers(1, 20), st.integers(1, 10_000)))
@@ -151,40 +160,44 @@ def _runs(draw: st.DrawFn) -> tuple[Touches, int, int, int]:
         st.integers(0, 50),
     )
     touches: Touches = []
+    starts: Starts = {}
     for session in SESSIONS:
         at = draw(st.integers(0, interval))
+        starts[session] = draw(st.one_of(st.none(), st.integers(-100_000, at)))
         for step in draw(st.lists(gap, max_size=12)):
             touches.append((at, session))
             at += step
-    return sorted(touches), interval, delay, idle
+    return sorted(touches), starts, interval, delay, idle
 
 
 @settings(max_examples=200, deadline=None)
 @given(_runs(), st.randoms(use_true_random=False))
-def test_idle_decisions_are_those_over_all_touches(run: tuple[Touches, int, int, int], chance: Any) -> None:
-    touches, interval, delay, idle = run
+def test_idle_decisions_are_those_over_all_touches(run: tuple[Touches, Starts, int, int, int], chance: Any) -> None:
+    touches, starts, interval, delay, idle = run
     until = max((at for at, _ in touches), default=0) + idle + TAIL_MS
-    coalesced = _told_coalesced(touches, interval, lambda _: chance.randint(0, delay))
-    expected = _endings(_told_all(touches), idle, until)
+    coalesced = _told_coalesced(touches, starts, interval, lambda _: chance.randint(0, delay))
+    expected = _endings(_told_all(touches, starts), idle, until)
     found = _endings(coalesced, idle, until)
     assert {s: (e.due_at, e.last_seen_at, e.cause) for s, e in found.items()} == {
         s: (e.due_at, e.last_seen_at, e.cause) for s, e in expected.items()
     }
+    known = {session: T0 + start for session, start in starts.items() if start is not None and session in expected}
+    assert {session: found[session].started_at for session in known} == known
     assert set(expected) == {session for _, session in touches}  # everyone ends, after all
 
 
 @settings(max_examples=100, deadline=None)
 @given(_runs(), st.integers(0, 20_000), st.integers(4_000, 60_000))
 def test_an_outage_of_the_log_ends_nobody_who_was_active(
-    run: tuple[Touches, int, int, int], begins_at: int, length: int
+    run: tuple[Touches, Starts, int, int, int], begins_at: int, length: int
 ) -> None:
-    touches, interval, _, idle = run
+    touches, starts, interval, _, idle = run
     outage = (begins_at, begins_at + length)
     watched_until = outage[1] + 4_000  # the hold lasts 5 s: a session that is live then must not have ended
     touches = [(at, session) for at, session in touches if at < outage[1]]
-    coalesced = _told_coalesced(touches, interval, lambda _: 50, outage)
+    coalesced = _told_coalesced(touches, starts, interval, lambda _: 50, outage)
     held = _endings(coalesced, idle, watched_until, outage)
-    truth = _endings(_told_all(touches), idle, watched_until)
+    truth = _endings(_told_all(touches, starts), idle, watched_until)
     assert set(held) <= set(truth)
     later = outage[1] + idle + TAIL_MS
     assert set(_endings(coalesced, idle, later, outage)) == {session for _, session in touches}

@@ -2,11 +2,15 @@
 
 import logging
 import threading
+from typing import Any
 
 import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from lapse.consumers import ActivityPublisher, ConfigError, session_reference
-from lapse.consumers.activity.packing import Event, record_of_event
+from lapse.consumers.activity.coalescer import Coalescer
+from lapse.consumers.activity.outbox import EVENTS_MAX, Outbox
+from lapse.consumers.activity.packing import Activity, Event, record_of_event
 from lapse.consumers.activity.publisher import INBOX_MAX
 from lapse.consumers.testing import MemoryPublisher
 from lapse.schemas import (
@@ -84,6 +88,91 @@ def test_a_hold_is_told_at_once_and_other_extras_with_the_first_touch() -> None:
     ]
 
 
+def test_a_session_s_age_is_told_with_its_first_touch_and_again_after_a_silence() -> None:
+    publisher = MemoryPublisher()
+    begun = publisher.clock() - 60_000
+    told: list[Activity] = []
+    for waited in (0, 3_000, 3_000, 11_000):
+        publisher.clock.advance(waited)
+        told += publisher.take()
+        publisher.touched(A, "u", session_age_ms=int(publisher.clock() - begun))
+        told += publisher.take()
+    assert [(t.age_ms, t.session_age_ms) for t in told if isinstance(t, SessionTouched)] == [
+        (0, 60_000),
+        (3_000, None),
+        (11_000, None),
+        (0, 77_000),
+    ]
+
+
+def test_a_session_s_age_that_comes_late_is_told_with_the_next_touch() -> None:
+    publisher = MemoryPublisher()
+    publisher.touched(A, "u")
+    publisher.take()
+    publisher.touched(A, "u", session_age_ms=70_000)
+    publisher.touched(A, "u", session_age_ms=-5)  # the wall clock was set: the first one counts
+    publisher.clock.advance(5_000)
+    assert [t.session_age_ms for t in publisher.take() if isinstance(t, SessionTouched)] == [70_000]
+
+
+def test_a_session_s_age_is_told_anew_with_what_did_not_arrive() -> None:
+    """It counts from the latest touch, which has come since."""
+    now = 1_000_000.0
+    coalescer = Coalescer(5_000)
+    outbox = Outbox(coalescer, service="s", touch_interval_ms=5_000, clock=lambda: now)
+    told = []
+    coalescer.touch(A, "u", None, now, now - 60_000)
+    for lands in (False, True):
+        outbox.place(1)
+        batch = BatchBuilder(65_536, 0, is_transactional=False)
+        load = outbox.load(0, batch)
+        coalescer.touch(A, "u", None, now + 1_000, now)
+        (outbox.landed if lands else outbox.lost)(load)
+        told.append(load.touches[0].session_age_ms)
+        now += 1_000
+    assert told == [60_000, 61_000]
+
+
+@pytest.mark.parametrize("extras", [{}, {"device": "d"}, {"hold_ms": 60_000}])
+def test_no_session_is_forgotten_when_more_are_active_in_an_outage_than_events_are_kept(extras: dict[str, Any]) -> None:
+    """Each is touched three times, as through the middlewares: with its age."""
+    publisher = MemoryPublisher()
+    sessions = [f"{number:022d}" for number in range(EVENTS_MAX + 100)]
+    for second in range(3):
+        for session in sessions:
+            publisher.touched(session, "u", session_age_ms=60_000 + second * 1_000, **extras)
+        publisher.clock.advance(1_000)
+    publisher.clock.advance(5_000)  # what was noted as an event cools
+    latest: dict[str, int] = {}
+    starts: dict[str, int] = {}
+    for touch in publisher.take():
+        assert isinstance(touch, SessionTouched)
+        latest[touch.session] = min(latest.get(touch.session, touch.age_ms), touch.age_ms)
+        if touch.session_age_ms is not None:
+            starts[touch.session] = touch.session_age_ms + touch.age_ms
+    assert latest == dict.fromkeys(sessions, 6_000)
+    assert starts == dict.fromkeys(sessions, 68_000)
+    if not extras:
+        assert publisher.stats.dropped == 0  # otherwise it counts what was told without them
+
+
+def test_of_a_login_that_cannot_be_kept_a_touch_is_told_that_says_when_it_was() -> None:
+    publisher = MemoryPublisher()
+    for number in range(EVENTS_MAX):
+        publisher.refreshed(f"{number:022d}", "u")
+    publisher.started(A, "u", policy="p")
+    publisher.elevated(B, "u", session_age_ms=9_000)
+    publisher.refreshed(A, "u")
+    publisher.closed(A, "u")
+    publisher.clock.advance(2_000)
+    touches = [activity for activity in publisher.take() if not isinstance(activity, SessionRefreshed)]
+    assert [(t.session, t.age_ms, t.session_age_ms) for t in touches if isinstance(t, SessionTouched)] == [
+        (A, 2_000, 0),
+        (B, 2_000, 9_000),
+    ]
+    assert (len(touches), publisher.stats.dropped) == (2, 4)
+
+
 @pytest.mark.parametrize(
     ("session", "subject", "tenant"),
     [
@@ -119,9 +208,11 @@ def test_a_bad_field_is_dropped_and_never_raises() -> None:
     publisher.started(A, "u", attributes=7)  # type: ignore[arg-type]  # what is tested
     publisher.refreshed(A, "u", generation="4")  # type: ignore[arg-type]  # what is tested
     publisher.touched(A, "u", hold_ms="x")  # type: ignore[arg-type]  # what is tested
+    publisher.touched(A, "u", session_age_ms="x")  # type: ignore[arg-type]  # what is tested
+    publisher.touched(A, "u", session_age_ms=10**400)
     publisher.started(A, "u", attributes={f"{n}" * 30: "x" * 256 for n in range(300)})  # more than a record holds
     assert publisher.take() == []
-    assert publisher.stats.malformed == 6
+    assert publisher.stats.malformed == 8
 
 
 def test_complaints_are_few_however_many_calls_are_wrong(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,10 @@
 """Does a service with very many sessions come through an outage of the broker?
 
 A broker of this test's own is killed, stays away, and is started again on the same data, under a real worker that is
-started again whenever it ends. Meanwhile the service touches its sessions all the time. Afterwards the latest touch of
-every session stands in the log with the instant at which it was made, no live session was ended although the outage was
-longer than the idle timeout, and the publisher has not grown.
+started again whenever it ends. Meanwhile the service touches its sessions all the time, as its middleware does: with
+what it knows of their starts. Afterwards the latest touch of every session stands in the log with the instant at which
+it was made, no live session was ended although the outage was longer than the idle timeout, and the publisher has not
+grown.
 
 `FULL_SIZE=1` runs it at 5,000 touches a second of 100,000 sessions for 60 s; otherwise it is smaller and shorter. The
 full size needs a core for the service: idle endings are held for gap_grace_ms (5 s) after the log's return, and what
@@ -22,7 +23,10 @@ from pathlib import Path
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from lapse.consumers import ActivityPublisher, session_reference
+from lapse.consumers import ActivityPublisher
+from lapse.consumers.frameworks.gate import Gate
+from lapse.consumers.frameworks.identity import Identity
+from lapse.consumers.testing import MemoryFeed
 from lapse.pipeline.broker import maven, record
 from lapse.pipeline.settings import Settings
 from lapse.schemas import (
@@ -78,15 +82,18 @@ class _People:
 
     def __init__(self, publisher: ActivityPublisher) -> None:
         self._publisher = publisher
-        self._names = [(session_reference(f"s-{number}"), f"u-{number}") for number in range(SESSIONS)]
+        self._gate = Gate(MemoryFeed().guard(), publisher)
+        started_at = int(time.time() * 1000)
+        identities = [Identity(f"s-{number}", f"u-{number}", started_at=started_at) for number in range(SESSIONS)]
+        self._sessions = [self._gate.check(identity) for identity in identities]
         self._turn = 0
         self.touched_at: dict[str, float] = {}  # monotonic ms of the latest touch of each session
         self.slowest_s = 0.0
 
     async def log_in(self) -> None:
-        for number, (session, subject) in enumerate(self._names):
-            self._publisher.started(session, subject, policy="busy")
-            self.touched_at[session] = time.monotonic() * 1000
+        for number, session in enumerate(self._sessions):
+            self._publisher.started(session.reference, session.subject, policy="busy")
+            self.touched_at[session.reference] = time.monotonic() * 1000
             while self._publisher.waiting > 10_000:  # noqa: ASYNC110  # it sets no event when it has written
                 await asyncio.sleep(0.005)
             if number % 500 == 0:
@@ -99,13 +106,13 @@ class _People:
         while True:
             wanted = int((time.monotonic() - began) * TOUCHES_PER_S)
             for _ in range(wanted - done):
-                session, subject = self._names[self._turn % SESSIONS]
+                session = self._sessions[self._turn % SESSIONS]
                 self._turn += 1
                 at = time.monotonic() * 1000
                 before = time.thread_time()
-                self._publisher.touched(session, subject)
+                self._gate.touch(session)
                 self.slowest_s = max(self.slowest_s, time.thread_time() - before)
-                self.touched_at[session] = at
+                self.touched_at[session.reference] = at
             done = wanted
             await asyncio.sleep(STEP_S)
 

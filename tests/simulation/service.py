@@ -86,9 +86,8 @@ class Service:
         elif act.hold_ms:
             self._note(SessionTouched, person, hold_ms=act.hold_ms, session_age_ms=age)
         else:
-            if not self._coalescer.knows(session, person.subject, person.tenant):
-                self._note(SessionTouched, person, session_age_ms=age)
-            elif self._coalescer.touch(session, person.subject, person.tenant, self._mono()):
+            mono = self._mono()
+            if self._coalescer.touch(session, person.subject, person.tenant, mono, mono - age):
                 self._soon()
             else:
                 self._soon(self._coalescer.next_at())

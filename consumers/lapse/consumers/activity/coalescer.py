@@ -27,6 +27,10 @@ touched densely costs one record an interval, and no pattern costs more than two
 A span whose latest touch is within an interval of the last told instant is in time whatever happens, so its age says
 all. Any other span of more than one touch (the log was away, or a batch was in flight when a silent session came back)
 says what it stands for: `since_ms` and `pause_ms`; else a touch past due would hide the one in time that it joined.
+
+A session's start, where the service knows it, is kept on the track and told with the first span that is taken after it
+is known, and no more once that has landed. A track that is forgotten takes this with it: after each silence the start
+is told anew, since the log may have been made anew meanwhile, or its owner had no room for the session.
 """
 
 import heapq
@@ -34,13 +38,13 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
-from lapse.schemas import AGE_MAX_MS
+from lapse.schemas import AGE_MAX_MS, DURATION_MAX_MS
 
 __all__ = ["SESSIONS_MAX", "Coalescer", "Touch", "Track"]
 
 SESSIONS_MAX: Final = 250_000
-"""Tracks kept. One costs about 450 bytes (object 130, reference 71, subject and tenant about 110, three instants 72,
-dictionary and queue about 70): 110 MB at the limit. Within one interval of 5 s it is 50,000 different sessions a
+"""Tracks kept. One costs about 490 bytes (object 146, reference 71, subject and tenant about 110, four instants 96,
+dictionary and queue about 70): 120 MB at the limit. Within one interval of 5 s it is 50,000 different sessions a
 second; in an outage, when nothing is forgotten, every session of a service that large. A further session's touch is
 dropped and counted; those already known are never given up for it."""
 
@@ -61,6 +65,8 @@ class Track:
         "latest",
         "pause",
         "session",
+        "start_told",
+        "started",
         "state",
         "subject",
         "tenant",
@@ -79,13 +85,21 @@ class Track:
         self.latest = 0.0
         self.pause = 0.0
         self.told: float | None = None  # the newest instant that landed
+        self.started: float | None = None  # when the session started, if that is known
+        self.start_told = False  # whether that has landed
         self.landing = 0  # the number of its last landing: an entry of the heap with another one is void
+
+    @property
+    def has_start_to_tell(self) -> bool:
+        """Return whether the next span that is taken is to tell the session's start."""
+        return self.started is not None and not self.start_told
 
 
 class Touch(NamedTuple):
     """A span that was taken: all touches of one session from `first` to `latest`, monotonic ms.
 
-    `told` is the newest instant that the log had been told before it.
+    `told` is the newest instant that the log had been told before it, `started` the session's start where this span is
+    to tell it.
     """
 
     track: Track
@@ -93,6 +107,14 @@ class Touch(NamedTuple):
     latest: float
     pause: float
     told: float | None
+    started: float | None
+
+    @property
+    def session_age_ms(self) -> int | None:
+        """Return how old the session was at the latest touch, where this span is to tell it."""
+        if self.started is None:
+            return None
+        return max(0, min(round(self.latest - self.started), DURATION_MAX_MS))
 
     def age_ms(self, now: float) -> int:
         """Return the age of the latest touch at `now`, 0 to AGE_MAX_MS."""
@@ -143,15 +165,18 @@ class Coalescer:
         track = self._tracks.get(session)
         return track is not None and track.subject == subject and track.tenant == tenant
 
-    def touch(self, session: str, subject: str, tenant: str | None, now: float) -> bool:
+    def touch(self, session: str, subject: str, tenant: str | None, now: float, started: float | None = None) -> bool:
         """Note a touch at `now`; return whether the session became ready by it.
 
-        Of a session that comes under changing names (a fault of the service) the last ones count.
+        Of a session that comes under changing names (a fault of the service) the last ones count, of changing starts
+        the first: they differ by what the service's wall clock was set meanwhile.
         """
         track = self._tracks.get(session)
         if track is not None:
             track.subject = subject
             track.tenant = tenant
+            if track.started is None:
+                track.started = started
             if track.waiting:
                 if now > track.latest:
                     pause = now - track.latest
@@ -164,6 +189,7 @@ class Coalescer:
                 self.dropped += 1
                 return False
             track = self._tracks[session] = Track(session, subject, tenant)
+            track.started = started
             self._ready.append(track)
             self.unsent += 1
         track.waiting = True
@@ -230,7 +256,8 @@ class Coalescer:
                 continue
             track.state = _State.FLYING
             track.waiting = track.hurried = False
-            touches.append(Touch(track, track.first, track.latest, track.pause, track.told))
+            started = track.started if track.has_start_to_tell else None
+            touches.append(Touch(track, track.first, track.latest, track.pause, track.told, started))
         return touches
 
     def landed(self, touches: Sequence[Touch]) -> None:
@@ -238,6 +265,7 @@ class Coalescer:
         for touch in touches:
             track = touch.track
             self.unsent -= 1
+            track.start_told = track.start_told or touch.started is not None
             told = touch.latest if track.told is None else max(track.told, touch.latest)
             if track.hurried:
                 track.told = told
@@ -247,7 +275,7 @@ class Coalescer:
 
     def lost(self, touches: Sequence[Touch]) -> None:
         """Note that the spans may not stand in the log: they join what has come since, and are ready again."""
-        for track, first, latest, pause, _ in touches:
+        for track, first, latest, pause, *_ in touches:
             if track.waiting:
                 track.pause = max(pause, track.first - latest, track.pause)
             else:

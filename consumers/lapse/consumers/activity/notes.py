@@ -64,7 +64,8 @@ class Notes(ABC):
 
         Args:
             hold_ms: an upload or job that counts as activity for so long; told at once, in a record of its own.
-            session_age_ms, device, network: told with a session's first touch after touch_interval_ms of silence.
+            session_age_ms, device, network: told with a session's first touch after touch_interval_ms of silence;
+                the age also with a later one, where the first did not say it.
         """
         extras = None
         if hold_ms is not None or session_age_ms is not None or device is not None or network is not None:

@@ -277,14 +277,22 @@ class ActivityPublisher(Notes):
         self, session: str, subject: str, tenant: str | None, now: float, fields: Mapping[str, object] | None
     ) -> None:
         known = self._coalescer.knows(session, subject, tenant)
-        if fields is not None and (not known or fields["hold_ms"] is not None):
+        says_where = fields is not None and (fields["device"] is not None or fields["network"] is not None)
+        if fields is not None and (fields["hold_ms"] is not None or (says_where and not known)):
             self._add(SessionTouched, session, subject, tenant, now, fields)
-            return
-        if not known and not _are_names(session, subject, tenant):
+        else:
+            self._join(session, subject, tenant, now, None if fields is None else fields["session_age_ms"])
+
+    def _join(self, session: str, subject: str, tenant: str | None, now: float, session_age_ms: object) -> None:
+        """Note a touch that may be joined with others of its session."""
+        if not self._coalescer.knows(session, subject, tenant) and not _are_names(session, subject, tenant):
             self._drop("malformed", "a touch was dropped: its session is no reference, or a name no name")
             return
+        if session_age_ms is not None and type(session_age_ms) is not int:
+            raise TypeError("session_age_ms")
         dropped = self._coalescer.dropped
-        if self._coalescer.touch(session, subject, tenant, now):
+        started = None if session_age_ms is None else now - session_age_ms
+        if self._coalescer.touch(session, subject, tenant, now, started):
             self._woken()
         elif self._coalescer.dropped != dropped:
             self._drop("dropped", "touches of further sessions are dropped: sessions_max is reached")
@@ -299,7 +307,10 @@ class ActivityPublisher(Notes):
         fields: Mapping[str, object],
     ) -> None:
         if self._outbox.events_kept >= EVENTS_MAX:
-            self._drop("dropped", f"activity is dropped: {EVENTS_MAX} wait for the broker")
+            self._drop("dropped", f"activity is dropped, or told as a mere touch: {EVENTS_MAX} wait for the broker")
+            if kind is not SessionClosed and kind is not SessionRefreshed:
+                # Of what counts as a touch so much is kept. A start has no age of its session: it is the beginning.
+                self._join(session, subject, tenant, now, fields.get("session_age_ms", 0))
             return
         try:
             names_are_right = _are_names(session, subject, tenant)
