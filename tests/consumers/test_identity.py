@@ -1,12 +1,18 @@
 """Whose request is it? The ready-made ways, on a request of each framework."""
 
+from dataclasses import replace
+from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 
 from lapse.consumers import Identity
+from lapse.consumers.frameworks.gate import Gate
 from lapse.consumers.frameworks.identity import bearer, cookie, header, of_claims
+from lapse.consumers.frameworks.problem import problem
+from lapse.consumers.testing import MemoryFeed
 
 AT_S = 1_800_000_000
 
@@ -57,3 +63,44 @@ def test_a_token_that_does_not_hold_is_nobody_s() -> None:
     assert identify({"authorization": "Bearer wrong"}) is None
     assert identify({"authorization": "Basic right"}) is None
     assert identify({}) is None
+
+
+KNOWN = {name: Identity(name, "u-1") for name in ("mine", "ended", "a%2Fb")}
+
+
+async def _asynchronous(value: str) -> Identity | None:
+    return KNOWN.get(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("sid=mine", KNOWN["mine"]),
+        ("sid=x", None),
+        ("sid=x; sid=ended", KNOWN["ended"]),
+        ("sid=ended; theme=dark; sid=x", KNOWN["ended"]),
+        ("sid=mine; sid=ended", replace(KNOWN["mine"], ambiguous=True)),
+        ("sid=mine; sid=mine; sid=", KNOWN["mine"]),
+        ("sid=%65nded", KNOWN["ended"]),
+        ('sid="%65nded"', KNOWN["ended"]),
+        ("sid=mine; sid=%65nded", replace(KNOWN["mine"], ambiguous=True)),
+        ("sid=a%2Fb", KNOWN["a%2Fb"]),
+        ("; ".join(f"sid={n}" for n in range(7)) + "; sid=ended", KNOWN["ended"]),
+        ("; ".join(f"sid={n}" for n in range(9)), Identity("0", "", ambiguous=True)),
+    ],
+)
+async def test_whichever_cookie_the_application_reads_its_session_is_found(text: str, found: Identity | None) -> None:
+    assert cookie("sid", KNOWN.get)({"cookie": text}) == found
+    answer = cookie("sid", _asynchronous)({"cookie": text})
+    assert (await answer if isawaitable(answer) else answer) == found
+
+
+def test_who_carries_two_sessions_is_refused_and_told_why() -> None:
+    feed = MemoryFeed()
+    session = Gate(feed.guard()).check(Identity("mine", "u-1", ambiguous=True))
+    assert not session.decision.allowed
+    told = orjson.loads(problem(session.decision))
+    assert (told["type"], told["detail"]) == (
+        "urn:lapse:session-unverified",
+        "session unverified: the request carries several",
+    )

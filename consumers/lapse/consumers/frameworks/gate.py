@@ -5,13 +5,16 @@ from typing import Any, Final
 
 from lapse.consumers.activity import ActivityPublisher, SyncActivityPublisher
 from lapse.consumers.frameworks.identity import ActiveSession, Identity
-from lapse.consumers.guard import Guard, OnStale, SyncGuard
+from lapse.consumers.guard import Decision, Guard, OnStale, SyncGuard
 from lapse.schemas import session_reference
 
 __all__ = ["BACKGROUND", "Gate"]
 
 BACKGROUND: Final = "x-lapse-background"
 """A request with this header and the value 1 is checked, and is no touch: polling."""
+
+
+_AMBIGUOUS: Final = Decision(allowed=False)
 
 
 class Gate:
@@ -36,6 +39,8 @@ class Gate:
         """Return the session of a request; it may pass if `decision.allowed`."""
         reference = session_reference(identity.session_id, self.key)
         subject, tenant, started_at = identity.subject, identity.tenant, identity.started_at
+        if identity.ambiguous:
+            return ActiveSession(reference, subject, tenant, started_at, _AMBIGUOUS)
         decision = self.guard.check(reference, subject=subject, tenant=tenant, started_at=started_at, on_stale=on_stale)
         return ActiveSession(reference, subject, tenant, started_at, decision)
 

@@ -11,16 +11,22 @@ The callables they return take a request of any of the frameworks: an ASGI scope
 metadata, or an object with `headers` (Django, Flask, Starlette, Litestar).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
 from http.cookies import SimpleCookie
+from inspect import isawaitable
 from typing import Any, Final, TypeAlias
+from urllib.parse import unquote
 
 from lapse.consumers.guard import Decision
 
 __all__ = ["ActiveSession", "Identity", "bearer", "cookie", "header", "of_claims"]
 
 _BEARER: Final = "bearer "
+
+_VALUES_MAX: Final = 8
+"""Values of one cookie that are looked up in the session store: a browser sends a few, where they were set for several
+paths or domains. A header of 8 KB could ask for 1,600."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +36,15 @@ class Identity:
     Attributes:
         session_id: the raw session id, from the cookie or token. It is hashed here and goes no further.
         started_at: when the session started, epoch ms, if known: revocations of a subject then act in one hop.
+        ambiguous: whether the request carries another session besides. It is refused: nobody knows which one of them
+            the application reads.
     """
 
     session_id: str | bytes = field(repr=False)
     subject: str
     tenant: str | None = None
     started_at: int | None = None
+    ambiguous: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +83,53 @@ def header(request: Any, name: str) -> str | None:
 def cookie(name: str, look_up: Callable[[str], Found]) -> Callable[[Any], Found]:
     """Return an identify for a session id in a cookie.
 
+    Of a cookie that is given several times some frameworks read the first, others the last, and some decode percent
+    signs. So all are looked up, as they are and decoded. One session may be known among them; with more the identity
+    is ambiguous, and so it is with more than 8 different values.
+
     Args:
         name: of the cookie.
         look_up: takes its value and asks your session store; None where that does not know it. Async for ASGI only.
     """
 
     def identify(request: Any) -> Found:
-        value = _cookie(header(request, "cookie") or "", name)
-        return look_up(value) if value else None
+        values = _values(header(request, "cookie") or "", name)
+        if len(values) > _VALUES_MAX:
+            return Identity(values[0], "", ambiguous=True)
+        search = _search(look_up, values)
+        found: Found = None
+        try:
+            while not isawaitable(found):
+                found = search.send(found)
+        except StopIteration as done:
+            whose: Identity | None = done.value
+            return whose
+        return _awaited(search, found)
 
     return identify
+
+
+def _search(look_up: Callable[[str], Found], values: list[str]) -> Generator[Found, Identity | None, Identity | None]:
+    """Yield what look_up says, be sent what that comes to, and return whose request it is."""
+    known: dict[str | bytes, Identity] = {}
+    for value in values:
+        for reading in dict.fromkeys((value, unquote(value))):
+            identity = yield look_up(reading)
+            if identity is not None:
+                known.setdefault(identity.session_id, identity)
+                break
+    first = next(iter(known.values()), None)
+    return first if first is None or len(known) == 1 else replace(first, ambiguous=True)
+
+
+async def _awaited(search: Generator[Found, Identity | None, Identity | None], found: Found) -> Identity | None:
+    """Go on with a search whose look_up is asynchronous."""
+    try:
+        while True:
+            found = search.send(await found if isawaitable(found) else found)
+    except StopIteration as done:
+        whose: Identity | None = done.value
+        return whose
 
 
 def bearer(
@@ -126,10 +172,12 @@ def of_claims(claims: Mapping[str, Any], *, tenant: str | None = None, start: st
     return Identity(str(session_id), str(subject), None if of_tenant is None else str(of_tenant), started_at)
 
 
-def _cookie(text: str, name: str) -> str | None:
-    """Return a cookie's value as the browser sent it; unlike SimpleCookie's parser a bad neighbour costs nothing."""
+def _values(text: str, name: str) -> list[str]:
+    """Return a cookie's different values, in order; unlike SimpleCookie's parser a bad neighbour costs nothing."""
+    values: dict[str, None] = {}
     for pair in text.split(";"):
         key, separator, value = pair.partition("=")
         if separator and key.strip() == name:
-            return SimpleCookie().value_decode(value.strip())[0]
-    return None
+            values[SimpleCookie().value_decode(value.strip())[0]] = None
+    values.pop("", None)
+    return list(values)

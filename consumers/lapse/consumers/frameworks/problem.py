@@ -25,7 +25,7 @@ def problem(decision: Decision) -> bytes:
     """Return the body for a refused request.
 
     `cause` is the ending's (idle, absolute, revoked, closed, displaced), or null where the guard is stale and refuses
-    what it cannot verify.
+    what it cannot verify, or the request carries several sessions.
     """
     ended = decision.cause is not None
     return orjson.dumps(
@@ -44,5 +44,5 @@ def problem(decision: Decision) -> bytes:
 def reason(decision: Decision) -> str:
     """Return why, in words; it fits in the 123 bytes of a WebSocket's close reason."""
     if decision.cause is None:
-        return "session unverified: the guard is stale"
+        return "session unverified: " + ("the guard is stale" if decision.stale else "the request carries several")
     return f"session ended: {decision.cause.value}"
