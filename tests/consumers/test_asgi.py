@@ -16,6 +16,7 @@ from lapse.schemas import SessionTouched
 RAW = "the-cookie"
 REFERENCE = session_reference(RAW)
 PLAIN = ((b"cookie", b"sid=the-cookie"),)
+LAST_PART = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 def _identify(scope: Scope) -> Identity | None:
@@ -168,7 +169,7 @@ async def test_a_streaming_response_ends_when_its_session_ends() -> None:
     await client.until_sent(2)
     service.feed.end(REFERENCE)
     await running
-    assert client.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+    assert client.sent[-1] == LAST_PART
     assert cleaned.is_set()
     assert len(service.guard._hooks) == 0
 
@@ -187,7 +188,7 @@ async def test_a_stream_whose_length_was_promised_is_broken_off() -> None:
         await running
 
 
-async def test_a_session_that_ends_before_its_stream_begins_gets_the_first_part_and_no_more() -> None:
+async def test_a_session_that_ends_before_its_stream_begins_gets_no_part() -> None:
     begin = asyncio.Event()
 
     async def parts() -> AsyncIterator[bytes]:
@@ -203,8 +204,57 @@ async def test_a_session_that_ends_before_its_stream_begins_gets_the_first_part_
     service.feed.end(REFERENCE)
     begin.set()
     await running
-    assert len(client.sent) <= 4
-    assert client.sent[-1]["more_body"] is False
+    assert client.sent[1:] == [LAST_PART]
+
+
+@pytest.mark.parametrize("starts_after_the_end", [False, True])
+async def test_a_stream_that_waits_for_its_first_event_ends_with_its_session(starts_after_the_end: bool) -> None:
+    ended, cleaned = asyncio.Event(), asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            await asyncio.Event().wait()
+            yield b"one"
+        finally:
+            cleaned.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if starts_after_the_end:
+            await ended.wait()
+        await _streaming(parts)(scope, receive, send)
+
+    service = _Service(app)
+    client = _Client("http")
+    running = service.run(client)
+    if not starts_after_the_end:
+        await client.until_sent(1)
+    await asyncio.sleep(0)
+    service.feed.end(REFERENCE)
+    ended.set()
+    async with asyncio.timeout(5):
+        await running
+    assert client.sent[1:] == [LAST_PART]
+    assert cleaned.is_set()
+
+
+async def test_a_response_whose_body_has_the_promised_length_is_finished_though_its_session_has_ended() -> None:
+    """As Starlette's BaseHTTPMiddleware passes a plain response on: an empty part tells that it is complete."""
+    begin = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await begin.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello", "more_body": True})
+        await send(LAST_PART)
+
+    service = _Service(app)
+    client = _Client("http")
+    running = service.run(client)
+    await asyncio.sleep(0)
+    service.feed.end(REFERENCE)
+    begin.set()
+    await running
+    assert [message["body"] for message in client.sent[1:]] == [b"hello", b""]
 
 
 async def test_a_plain_response_is_finished_though_its_session_ends_meanwhile() -> None:

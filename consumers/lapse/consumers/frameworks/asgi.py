@@ -6,7 +6,8 @@
 
 While the application runs, the session's ending closes what stays open. A streaming response ends (or its connection
 is broken, where a length was promised), and the application is cancelled, as asyncio.timeout does it. A response that
-is not streaming is finished: its request was let pass before the ending. A WebSocket is closed with code 4001 at once,
+is not streaming is finished: its request was let pass before the ending. What has no length and sends nothing of its
+body is taken for a stream that waits for its first event. A WebSocket is closed with code 4001 at once,
 whatever the application is doing, and nothing that the client has sent reaches it any more: it receives a disconnect,
 as from a client that has gone, so that its own clean-up runs. What is not done a second later is cancelled.
 
@@ -44,6 +45,10 @@ _BACKGROUND: Final = BACKGROUND.encode()
 
 _CLEAN_UP_S: Final = 1.0
 """For an application to tidy up after a WebSocket that was closed, such as leaving groups: some round trips."""
+
+_FIRST_PART_S: Final = 0.1
+"""For a response without a length, of a session that has ended, to send its body or a part of it. An application that
+has its body sends both in one go; a server whose client is slow to take the head may put a pause between them."""
 
 Identify: TypeAlias = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
 
@@ -208,30 +213,50 @@ class _Response(_Connection):
 
     def __init__(self, receive: Receive, send: Send) -> None:
         super().__init__(receive, send)
+        self._left: int | None = None  # bytes of the body that were promised and are not sent
+        self._waits = False  # whether it has no length, and nothing of its body was sent
         self._streams = False
-        self._complete = False
-        self._has_length = False
 
     @property
     def is_open_ended(self) -> bool:
-        return self._streams and not self._complete
+        return self._streams
+
+    def end(self, ended: Ended) -> None:
+        super().end(ended)
+        self._expect_body()
 
     async def send(self, message: Message) -> None:
         if self.cut:
             return
         if message["type"] == "http.response.start":
-            self._has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
-        elif message["type"] == "http.response.body":
-            self._streams = bool(message.get("more_body", False))
-            self._complete = not self._streams
-        await self._send(message)
-        self.cut_if_open_ended()
+            self._left = _length(message)
+            self._waits = self._left is None
+            await self._send(message)
+            self._expect_body()
+            return
+        self._waits = False
+        if message["type"] == "http.response.body":
+            if self._left is not None:
+                self._left -= len(message.get("body", b""))
+            self._streams = bool(message.get("more_body", False)) and (self._left is None or self._left > 0)
+            self.cut_if_open_ended()  # before this part, if the session has ended before it
+        if not self.cut:
+            await self._send(message)
+            self.cut_if_open_ended()
+
+    def _expect_body(self) -> None:
+        if self._waits and self.ended is not None:
+            asyncio.get_running_loop().call_later(_FIRST_PART_S, self._take_for_a_stream)
+
+    def _take_for_a_stream(self) -> None:
+        if self._waits:
+            self._streams = True
+            self.cut_if_open_ended()
 
     async def close(self) -> None:
-        if not self.cut or self._complete:
+        if not self.cut:
             return
-        self._complete = True
-        if self._has_length:
+        if self._left is not None:
             # Fewer bytes than were promised: only a broken connection tells the client so.
             raise ConnectionAbortedError("the session ended while its response was sent")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -318,6 +343,14 @@ def checked_on_stale(on_stale: object) -> None:
     """
     if on_stale not in (None, *ON_STALE) and not callable(on_stale):
         raise ConfigError(f"on_stale is {on_stale!r}: allow, deny, or a function of the scope")
+
+
+def _length(start: Message) -> int | None:
+    """Return how long a response's body is to be, or None."""
+    for name, value in start.get("headers", ()):
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return None
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, decision: Decision) -> None:
