@@ -242,6 +242,24 @@ def test_a_touch_too_old_to_be_told_counts_as_dropped() -> None:
     assert (publisher.stats.dropped, publisher.waiting) == (1, 0)
 
 
+def test_what_would_look_younger_than_it_is_counts_as_dropped_and_the_rest_is_told() -> None:
+    publisher = MemoryPublisher()
+    publisher.touched(A, "u", device="d")
+    publisher.elevated(A, "u")
+    publisher.touched(A, "u", hold_ms=1_000)
+    publisher.touched(A, "u", hold_ms=2_000)
+    publisher.started(B, "u")
+    publisher.closed(B, "u")
+    publisher.clock.advance(3_601_001)
+    told = [(type(a), a.age_ms, getattr(a, "hold_ms", None)) for a in publisher.take()]
+    assert told == [
+        (SessionTouched, 3_600_000, 2_000),
+        (SessionStarted, 3_600_000, None),
+        (SessionClosed, 3_600_000, None),
+    ]
+    assert (publisher.stats.dropped, publisher.waiting) == (3, 0)
+
+
 async def test_after_stop_nothing_is_noted_and_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
     publisher = MemoryPublisher()
     publisher.touched(A, "u")

@@ -54,6 +54,9 @@ class Outbox:
 
     Args:
         clock: monotonic ms.
+
+    Attributes:
+        expired: events that had expired when they were to be sent; they are not.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Outbox:
         self._closings: defaultdict[int, deque[Event]] = defaultdict(deque)
         self._tracks: defaultdict[int, deque[Track]] = defaultdict(deque)
         self._events_flying = 0
+        self.expired = 0
 
     @property
     def events_kept(self) -> int:
@@ -128,7 +132,12 @@ class Outbox:
     def _load_events(self, queue: deque[Event], batch: Batch, load: Load) -> bool:
         """Load the queue's events; return whether all are in."""
         while queue:
-            key, value = record_of_event(queue[0], self._clock())
+            now = self._clock()
+            if queue[0].has_expired(now):
+                queue.popleft()
+                self.expired += 1
+                continue
+            key, value = record_of_event(queue[0], now)
             if batch.append(timestamp=None, key=key, value=value) is None:
                 return False
             load.events.append(queue.popleft())

@@ -45,6 +45,17 @@ class Event:
     def closes(self) -> bool:
         return isinstance(self.activity, SessionClosed)
 
+    def has_expired(self, now: float) -> bool:
+        """Return whether it says that its session was last active longer ago than the wire can say.
+
+        Told at the oldest age it would pass for a younger one, and keep a session that is over. A start is told all the
+        same, for nothing else may tell of its session; a refresh and a close keep nobody.
+        """
+        if not isinstance(self.activity, SessionTouched | SessionElevated):
+            return False
+        hold_ms = self.activity.hold_ms if isinstance(self.activity, SessionTouched) else None
+        return now - self.at - max(0, hold_ms or 0) > AGE_MAX_MS
+
 
 def record_of_event(event: Event, now: float) -> tuple[bytes, bytes]:
     """Return (key, value) of the event's record at `now`."""

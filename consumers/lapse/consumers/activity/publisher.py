@@ -197,7 +197,7 @@ class ActivityPublisher(Notes):
     def stats(self) -> PublisherStats:
         """Return what it has done by now."""
         stats = replace(self._counts, waiting=self.waiting)
-        stats.dropped += self._coalescer.expired
+        stats.dropped += self._coalescer.expired + self._outbox.expired
         if self._pump is not None:
             stats.records += self._pump.records
             stats.failures += self._pump.failures
