@@ -1,4 +1,4 @@
-"""A Starlette application whose sessions end on time: `uvicorn app:app`. FastAPI: the same."""
+"""A Starlette application whose sessions end on time: `uvicorn app:app`."""
 
 import asyncio
 import os

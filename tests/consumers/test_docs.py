@@ -1,11 +1,19 @@
-"""Do the examples of docs/testing.md run? Each block is a test module of its own, run by pytest as a user would."""
+"""Do the examples of docs/testing.md run, and are those of examples/ short enough to be read at once?
+
+Each block of the page is a test module of its own, run by pytest as a user would. That the others run is shown by
+tests/integration.
+"""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "testing.md"
+LINES_MAX = 40  # of code and comments: the formatter wants two blank lines between functions
 
 
 def test_the_examples_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
@@ -17,3 +25,11 @@ def test_the_examples_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{sum(block.count('def test_') for block in blocks) + 4} passed" in done.stdout  # four run for both guards
+
+
+@pytest.mark.parametrize("framework", ["django", "fastapi", "flask", "grpc", "litestar", "starlette", "wsgi"])
+def test_a_guarded_application_of_each_framework_takes_few_lines(framework: str) -> None:
+    files = sorted((ROOT / "examples" / framework).glob("*.py"))
+    lengths = {file.name: sum(bool(line.strip()) for line in file.read_text().splitlines()) for file in files}
+    assert lengths
+    assert max(lengths.values()) <= LINES_MAX, lengths

@@ -1,4 +1,4 @@
-"""Are the examples for Starlette and Litestar guarded, under a real uvicorn, over a real broker?"""
+"""Are the examples for Starlette, FastAPI and Litestar guarded, under a real uvicorn, over a real broker?"""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from lapse.pipeline.settings import Settings
 from tests.integration._servers import serving, uvicorn
 
 
-@pytest.mark.parametrize("example", ["starlette", "litestar"])
+@pytest.mark.parametrize("example", ["starlette", "fastapi", "litestar"])
 async def test_a_session_is_touched_refused_and_what_is_open_is_closed(settings: Settings, example: str) -> None:
     async with (
         serving(settings, example, uvicorn("app:app")) as service,
