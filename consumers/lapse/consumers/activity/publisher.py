@@ -9,7 +9,6 @@ inbox until the loop takes it. After `stop` nothing is noted any more.
 import asyncio
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from lapse.consumers.activity.notes import Note, Notes
 from lapse.consumers.activity.outbox import EVENTS_MAX, Outbox
 from lapse.consumers.activity.packing import Activity, Event
 from lapse.consumers.activity.pump import Pump
+from lapse.consumers.clock import monotonic_ms
 from lapse.consumers.producer import Producer
 from lapse.schemas import (
     NAME_LENGTH_MAX,
@@ -37,7 +37,7 @@ from lapse.schemas import (
     subject_key,
 )
 
-__all__ = ["ActivityPublisher", "PublisherStats", "monotonic_ms"]
+__all__ = ["ActivityPublisher", "PublisherStats"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -52,10 +52,6 @@ _COMPLAINT_INTERVAL_MS: Final = 10_000.0
 
 _AGE_BYTES_MAX: Final = 20
 """By how much a record may grow with its age: an integer of 64 bits."""
-
-
-def monotonic_ms() -> float:
-    return time.monotonic() * 1000
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from lapse.consumers.activity.coalescer import SESSIONS_MAX
 from lapse.consumers.activity.notes import Note, Notes
-from lapse.consumers.activity.publisher import ActivityPublisher, PublisherStats, monotonic_ms
+from lapse.consumers.activity.publisher import ActivityPublisher, PublisherStats
+from lapse.consumers.clock import monotonic_ms
 from lapse.consumers.loop_thread import CALL_ERRORS, InThread, LoopThread, end_at_exit, has_ended
 
 __all__ = ["SyncActivityPublisher"]

@@ -46,10 +46,12 @@ def on_stale(what: OnStale) -> Callable[[View], View]:
 
 
 def is_background(view: object) -> bool:
+    """Return whether a view's requests are no activity."""
     return getattr(view, _BACKGROUND, False) is True
 
 
 def is_unguarded(view: object) -> bool:
+    """Return whether a view serves everybody."""
     return getattr(view, _UNGUARDED, False) is True
 
 

@@ -81,10 +81,12 @@ class Rules:
 
 
 def metadata_of(details: Any) -> dict[str, str | bytes]:
+    """Return a call's metadata by name; of a name that is given several times the last counts."""
     return {entry[0]: entry[1] for entry in details.invocation_metadata or ()}
 
 
 def kind_of(handler: Any) -> tuple[bool, bool]:
+    """Return whether a method's requests come as a stream, and whether its responses do."""
     return bool(handler.request_streaming), bool(handler.response_streaming)
 
 
@@ -101,10 +103,12 @@ def handler_like(handler: Any, behaviour: Callable[..., Any]) -> Any:
 
 
 def trailing(decision: Decision) -> Trailing:
+    """Return the trailing metadata that says why a call was refused."""
     return _entries(None if decision.cause is None else decision.cause.value, decision.due_at, decision.ending)
 
 
 def trailing_of_ended(ended: Ended) -> Trailing:
+    """Return the trailing metadata that says why a call was broken off."""
     return _entries(ended.cause.value, ended.due_at, ended.ending)
 
 
