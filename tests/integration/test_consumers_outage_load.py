@@ -53,7 +53,7 @@ AWAY_S = 60.0 if FULL else 12.0
 # Every session is touched once in SESSIONS / TOUCHES_PER_S, 20 s or 6 s: the idle timeout is above, the outage longer.
 IDLE_MS = 40_000 if FULL else 10_000
 STEP_S = 0.05
-# A track and its entries are about 450 bytes a session (coalescer.py); the rest is what the client and Python keep.
+# A track and its entries are about 570 bytes a session (coalescer.py); the rest is what the client and Python keep.
 GROWTH_MAX_BYTES = SESSIONS * 1_500 + 60_000_000
 
 BUSY = {"type": "policy", "name": "busy", "idle_ms": IDLE_MS, "absolute_ms": None}

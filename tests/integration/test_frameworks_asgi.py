@@ -42,6 +42,10 @@ async def test_a_session_is_touched_refused_and_what_is_open_is_closed(settings:
         answer = await service.refused(lambda: ann.get("/me"), lambda answer: answer.status_code != 200)
         assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert answer.json()["cause"] == "revoked"
+        sid = ann.cookies["sid"]
+        for hidden in (f"sid=x; sid={sid}", f"sid={sid}; sid=x", f"sid=%{ord(sid[0]):02x}{sid[1:]}"):
+            async with service.client(headers={"cookie": hidden}) as somebody:
+                assert (await somebody.get("/me")).json().get("cause") == "revoked", hidden
         with pytest.raises(websockets.InvalidStatus) as refused:
             await websockets.connect(url, additional_headers=headers)
         assert refused.value.response.status_code == 401
