@@ -44,9 +44,9 @@ __all__ = ["SESSIONS_MAX", "Coalescer", "Touch", "Track"]
 
 SESSIONS_MAX: Final = 250_000
 """Tracks kept. One costs about 570 bytes, by tracemalloc with names of 30 characters (object 136, reference 71, subject
-80, five instants 120, entry of the heap 124, of dictionary and queue 40): 143 MB at the limit. Within one interval of 5 s it is 50,000 different sessions a
-second; in an outage, when nothing is forgotten, every session of a service that large. A further session's touch is
-dropped and counted; those already known are never given up for it."""
+80, five instants 120, entry of the heap 124, of dictionary and queue 40): 143 MB at the limit. Within one interval of
+5 s it is 50,000 different sessions a second; in an outage, when nothing is forgotten, every session of a service that
+large. A further session's touch is dropped and counted; those already known are never given up for it."""
 
 
 class _State(Enum):
