@@ -51,7 +51,7 @@ async def test_a_live_session_passes_and_is_touched_and_a_revoked_one_is_refused
     proxy: Proxy, tmp_path: Path, settings: Settings
 ) -> None:
     async with staged(proxy, tmp_path, settings) as stage:
-        by_token, by_cookie = login(), login(sub="u-2")
+        by_token, by_cookie = login(), login(sub="u-2", auth_time=int(time.time()) - 60)
         passed = await stage.client.get("/orders?a=b", headers=by_token.headers)
         assert (passed.status_code, passed.json()["path"]) == (200, "/orders")
         assert passed.json()["headers"]["x-lapse-session"] == by_token.reference
@@ -70,7 +70,7 @@ async def test_a_live_session_passes_and_is_touched_and_a_revoked_one_is_refused
         refused, after_s = await _refused(stage, by_token.headers)
         _is_problem(refused, "revoked")
         assert after_s < LIMIT_S
-        await stage.writer.revoke(Revocation(id="r-2", subject="u-2"))  # by the token's own iat: no processor runs
+        await stage.writer.revoke(Revocation(id="r-2", subject="u-2"))  # by auth_time: no processor runs
         refused, after_s = await _refused(stage, by_cookie.cookie)
         _is_problem(refused, "revoked")
         assert after_s < LIMIT_S

@@ -68,7 +68,7 @@ class SidecarSettings(ThreePlaces):
     subject_claim: Name = Field("sub", description="the claim that is the subject")
     tenant_claim: Name | None = Field(None, description="the claim that is the tenant; none: tokens name none")
     start_claims: Words = Field(
-        ("auth_time", "iat"), description="the session's start: the first of these claims that there is"
+        (), description="the session's start: the first of these claims; none: auth_time, or iat beside a jti alone"
     )
     on_stale: OnStale = Field("allow", description="what a stale guard does")
     stale_routes: Routes = Field({}, description="the same by path: PREFIX=allow|deny, comma separated")

@@ -53,7 +53,9 @@ class SidecarConfig:
         issuer, audience: what a token must say, if given.
         leeway_s: by which clocks may differ.
         jwks_refresh_s: how often the keys are read anew.
-        session_claims, start_claims: the first of these that a token has is its session id, and its start.
+        session_claims, start_claims: the first of these that a token has is its session id, and its start. Without
+            start_claims it is `auth_time`, else `iat` where the session is `jti`, so the token: a token of a `sid`
+            may be a refreshed one, issued long after the session's start.
         subject_claim, tenant_claim: whose it is.
         on_stale: what a stale guard does, where no route says otherwise.
         stale_routes: the same by path prefix.
@@ -88,7 +90,7 @@ class SidecarConfig:
     session_claims: tuple[str, ...] = ("sid", "jti")
     subject_claim: str = "sub"
     tenant_claim: str | None = None
-    start_claims: tuple[str, ...] = ("auth_time", "iat")
+    start_claims: tuple[str, ...] = ()
     on_stale: OnStale = "allow"
     stale_routes: Mapping[str, OnStale] = field(default_factory=dict)
     require_session: bool = False
