@@ -131,6 +131,20 @@ async def test_what_only_a_trusted_proxy_may_say_no_client_can(
 
 
 @pytest.mark.proxies
+async def test_no_client_can_say_it_with_underscores(proxy: Proxy, tmp_path: Path, settings: Settings) -> None:
+    """WSGI and CGI make the same variable of X_Auth_Subject and X-Auth-Subject."""
+    async with staged(proxy, tmp_path, settings) as stage:
+        for trusted in ("x-auth-subject", "x-lapse-session"):
+            first, second, third = trusted.split("-")
+            for spelled in (f"{first}_{second}_{third}", f"{first}_{second}-{third}", f"{first}-{second}_{third}"):
+                answer = await stage.client.get("/", headers={spelled: "forged"})
+                reached = answer.json()["headers"] if answer.status_code == 200 else {}
+                said = [value for name, value in reached.items() if name.replace("_", "-") == trusted]
+                assert not any(said), spelled
+                assert answer.status_code in (200, 400), spelled
+
+
+@pytest.mark.proxies
 async def test_a_websocket_is_asked_about_at_its_handshake(proxy: Proxy, tmp_path: Path, settings: Settings) -> None:
     async with staged(proxy, tmp_path, settings) as stage:
         someone = login()
