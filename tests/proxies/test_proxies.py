@@ -131,6 +131,25 @@ async def test_what_only_a_trusted_proxy_may_say_no_client_can(
 
 
 @pytest.mark.proxies
+async def test_an_ended_session_is_not_hidden_by_how_its_cookie_is_sent(
+    proxy: Proxy, tmp_path: Path, settings: Settings
+) -> None:
+    async with staged(proxy, tmp_path, settings, "--cookie", "sid") as stage:
+        await stage.writer.revoke(Revocation(id="r-1", session=session_reference("opaque"), subject="u-9"))
+        await _refused(stage, {"cookie": "sid=opaque"})
+        for lines in (
+            ("theme=dark", "sid=opaque"),
+            ("sid=opaque", "theme=dark"),
+            ("sid=live", "sid=opaque"),
+            ("sid=opaque", "sid=live"),
+            ("theme=dark sid=opaque",),
+        ):
+            answer = await stage.client.get("/", headers=[("cookie", line) for line in lines])
+            assert (answer.status_code, "x-service" in answer.headers) == (401, False), lines
+        assert (await stage.client.get("/", headers={"cookie": "theme=dark; sid=live"})).status_code == 200
+
+
+@pytest.mark.proxies
 async def test_no_client_can_say_it_with_underscores(proxy: Proxy, tmp_path: Path, settings: Settings) -> None:
     """WSGI and CGI make the same variable of X_Auth_Subject and X-Auth-Subject."""
     async with staged(proxy, tmp_path, settings) as stage:

@@ -49,7 +49,7 @@ class SidecarSettings(ThreePlaces):
     port: int = Field(8470, ge=0, le=65_535, description="the port it listens on")
     service: Name = Field("sidecar", description="the name in touches and in the guard's reports")
     cookie: Name | None = Field(None, description="the cookie that is an opaque session id")
-    cookie_form: Literal["plain", "percent", "raw"] = Field(
+    cookie_form: Literal["plain", "percent", "raw", "connect", "flask-signed", "spring"] = Field(
         "plain", description="how that cookie's value names the session id"
     )
     subject_header: Name | None = Field(None, description="the trusted header that says an opaque cookie's subject")

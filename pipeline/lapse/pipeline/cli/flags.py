@@ -39,6 +39,9 @@ class CookieForm(enum.StrEnum):
     PLAIN = "plain"
     PERCENT = "percent"
     RAW = "raw"
+    CONNECT = "connect"
+    FLASK_SIGNED = "flask-signed"
+    SPRING = "spring"
 
 
 # Setting -> (type, help).
