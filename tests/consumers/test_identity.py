@@ -61,6 +61,9 @@ def test_a_token_that_does_not_hold_is_nobody_s() -> None:
     identify = bearer(lambda token: {"jti": "j", "sub": "u"} if token == "right" else None)
     assert identify({"authorization": "bearer right"}) == Identity("j", "u")
     assert identify({"authorization": "Bearer wrong"}) is None
+    assert identify({"authorization": "Bearer\tright"}) == identify({"authorization": "BEARER  right "})
+    assert identify({"authorization": "Bearer\tright"}) == Identity("j", "u")
+    assert identify({"authorization": "Bearer"}) is None
     assert identify({"authorization": "Basic right"}) is None
     assert identify({}) is None
 

@@ -230,7 +230,7 @@ class Estate:
         command = [
             sys.executable, "-m", "tests.faults.verifier", "--kafka", self.settings.kafka, "--prefix",
             self.settings.prefix, "--partitions", str(self.settings.partitions), "--patience", str(patience_s),
-            "--away", str(away_s), "--key", self.settings.worker_key.decode(),
+            "--away", str(away_s), f"--key={self.settings.worker_key.decode()}",  # a key may begin with a dash
         ]  # fmt: skip
         if self._truth.exists():
             command += ["--truth", str(self._truth)]

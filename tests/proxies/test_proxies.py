@@ -51,7 +51,7 @@ async def test_a_live_session_passes_and_is_touched_and_a_revoked_one_is_refused
     proxy: Proxy, tmp_path: Path, settings: Settings
 ) -> None:
     async with staged(proxy, tmp_path, settings) as stage:
-        by_token, by_cookie = login(), login(sub="u-2")
+        by_token, by_cookie = login(), login(sub="u-2", auth_time=int(time.time()) - 60)
         passed = await stage.client.get("/orders?a=b", headers=by_token.headers)
         assert (passed.status_code, passed.json()["path"]) == (200, "/orders")
         assert passed.json()["headers"]["x-lapse-session"] == by_token.reference
@@ -70,7 +70,7 @@ async def test_a_live_session_passes_and_is_touched_and_a_revoked_one_is_refused
         refused, after_s = await _refused(stage, by_token.headers)
         _is_problem(refused, "revoked")
         assert after_s < LIMIT_S
-        await stage.writer.revoke(Revocation(id="r-2", subject="u-2"))  # by the token's own iat: no processor runs
+        await stage.writer.revoke(Revocation(id="r-2", subject="u-2"))  # by auth_time: no processor runs
         refused, after_s = await _refused(stage, by_cookie.cookie)
         _is_problem(refused, "revoked")
         assert after_s < LIMIT_S
@@ -128,6 +128,39 @@ async def test_what_only_a_trusted_proxy_may_say_no_client_can(
         assert after_s < LIMIT_S
         # Nor is an ended session hidden behind a live one.
         assert (await stage.client.get("/", headers={**opaque, **by_token.headers})).status_code == 401
+
+
+@pytest.mark.proxies
+async def test_an_ended_session_is_not_hidden_by_how_its_cookie_is_sent(
+    proxy: Proxy, tmp_path: Path, settings: Settings
+) -> None:
+    async with staged(proxy, tmp_path, settings, "--cookie", "sid") as stage:
+        await stage.writer.revoke(Revocation(id="r-1", session=session_reference("opaque"), subject="u-9"))
+        await _refused(stage, {"cookie": "sid=opaque"})
+        for lines in (
+            ("theme=dark", "sid=opaque"),
+            ("sid=opaque", "theme=dark"),
+            ("sid=live", "sid=opaque"),
+            ("sid=opaque", "sid=live"),
+            ("theme=dark sid=opaque",),
+        ):
+            answer = await stage.client.get("/", headers=[("cookie", line) for line in lines])
+            assert (answer.status_code, "x-service" in answer.headers) == (401, False), lines
+        assert (await stage.client.get("/", headers={"cookie": "theme=dark; sid=live"})).status_code == 200
+
+
+@pytest.mark.proxies
+async def test_no_client_can_say_it_with_underscores(proxy: Proxy, tmp_path: Path, settings: Settings) -> None:
+    """WSGI and CGI make the same variable of X_Auth_Subject and X-Auth-Subject."""
+    async with staged(proxy, tmp_path, settings) as stage:
+        for trusted in ("x-auth-subject", "x-lapse-session"):
+            first, second, third = trusted.split("-")
+            for spelled in (f"{first}_{second}_{third}", f"{first}_{second}-{third}", f"{first}-{second}_{third}"):
+                answer = await stage.client.get("/", headers={spelled: "forged"})
+                reached = answer.json()["headers"] if answer.status_code == 200 else {}
+                said = [value for name, value in reached.items() if name.replace("_", "-") == trusted]
+                assert not any(said), spelled
+                assert answer.status_code in (200, 400), spelled
 
 
 @pytest.mark.proxies

@@ -246,6 +246,8 @@ def _check_exactly(world: World, person: Person, ending: dict[str, Any]) -> None
     blur = PUBLISHED_MS + _undecided_ms(world, plan.home(person))
     if later <= due + blur + grace:
         right.add((other, later))  # which of both came first is within the time of publishing, or in a hold the grace
+    if person.closed_at is not None and due <= person.closed_at <= due + blur:
+        right.add(("closed", person.closed_at))  # the same: the login's record came so much after the login
     broken = bool(world.disturbances)
     orders = [(world.ordered_at[o.id], o) for o in plan.orders if o.id in world.ordered_at]
     orders = [(max(at, person.login_at), o) for at, o in orders if _covers(o, person, at, 0)]

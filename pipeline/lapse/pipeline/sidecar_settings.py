@@ -49,7 +49,7 @@ class SidecarSettings(ThreePlaces):
     port: int = Field(8470, ge=0, le=65_535, description="the port it listens on")
     service: Name = Field("sidecar", description="the name in touches and in the guard's reports")
     cookie: Name | None = Field(None, description="the cookie that is an opaque session id")
-    cookie_form: Literal["plain", "percent", "raw"] = Field(
+    cookie_form: Literal["plain", "percent", "raw", "connect", "flask-signed", "spring"] = Field(
         "plain", description="how that cookie's value names the session id"
     )
     subject_header: Name | None = Field(None, description="the trusted header that says an opaque cookie's subject")
@@ -68,7 +68,7 @@ class SidecarSettings(ThreePlaces):
     subject_claim: Name = Field("sub", description="the claim that is the subject")
     tenant_claim: Name | None = Field(None, description="the claim that is the tenant; none: tokens name none")
     start_claims: Words = Field(
-        ("auth_time", "iat"), description="the session's start: the first of these claims that there is"
+        (), description="the session's start: the first of these claims; none: auth_time, or iat beside a jti alone"
     )
     on_stale: OnStale = Field("allow", description="what a stale guard does")
     stale_routes: Routes = Field({}, description="the same by path: PREFIX=allow|deny, comma separated")

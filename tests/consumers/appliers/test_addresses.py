@@ -52,6 +52,29 @@ async def test_a_name_or_another_spelling_of_loopback_is_not_connected_to(host: 
             listener.accept()
 
 
+async def test_a_name_that_leads_to_a_public_address_is_called_by_https_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of a name with both kinds of address, http takes the allowed one, wherever it stands."""
+    connected: list[str] = []
+
+    async def resolving(name: str, port: int, **_: Any) -> list[Any]:
+        addresses = {"public.example": ["8.8.8.8"], "both.example": ["8.8.8.8", "127.0.0.1"]}[name]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    async def connecting(self: Any, request: httpx2.Request) -> httpx2.Response:
+        connected.append(request.url.host)
+        return httpx2.Response(204)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving)
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", connecting)
+    transport = CheckedTransport(parse_networks(["127.0.0.0/8"]))
+    async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+        with pytest.raises(RefusedAddress, match="http needs"):
+            await client.get("http://public.example/")
+        await client.get("https://public.example/")
+        await client.get("http://both.example/")
+    assert connected == ["8.8.8.8", "127.0.0.1"]
+
+
 async def test_the_connection_goes_to_the_checked_address_and_the_name_stays_in_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

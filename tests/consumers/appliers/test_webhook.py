@@ -198,6 +198,14 @@ async def test_a_name_that_leads_to_a_private_address_is_never_called() -> None:
         assert receiver.calls == []
 
 
+@pytest.mark.parametrize("host", ["93.184.216.34", "[2606:2800:220:1::1]", "[64:ff9b::808:808]", "192.168.1.1"])
+def test_http_to_an_address_outside_the_allowed_networks_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="allowed networks only"):
+        WebhookEffect(f"http://{host}/", [SECRET], allowed=LOOPBACK)
+    WebhookEffect("http://127.0.0.1/", [SECRET], allowed=LOOPBACK)
+    WebhookEffect("https://93.184.216.34/", [SECRET], allowed=LOOPBACK)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

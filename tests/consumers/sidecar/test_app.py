@@ -107,12 +107,79 @@ async def test_a_stale_guard_follows_on_stale_by_route() -> None:
         ("percent", b"sid=%22the-cookie%22", "invalid"),
         ("raw", b"sid=the%2dcookie", "passed"),
         ("plain", b"SID=the-cookie", "nobody's"),
+        ("plain", "sid=the-cookie\xa0".encode("latin-1"), "idle"),
+        ("plain", b"sid=the-cookie theme=dark", "invalid"),
+        ("plain", b"sid=the-cookie,theme=dark", "invalid"),
+        ("percent", b"sid=the-cookie,theme=dark", "invalid"),
+        ("percent", b"sid=the-cookie%2Cx", "passed"),
+        ("raw", b"sid=the-cookie,theme=dark", "invalid"),
+        ("raw", b"sid=the-cookie theme=dark", "invalid"),
+        ("connect", b"sid=s%3Athe-cookie.c2ln%2Fbmd", "idle"),
+        ("connect", b"sid=s:the-cookie.c2ln", "idle"),
+        ("connect", b"sid=s%3Aanother.c2ln", "passed"),
+        ("connect", b"sid=the-cookie", "invalid"),
+        ("connect", b"sid=s%3Athe-cookie", "invalid"),
+        ("flask-signed", b"sid=the-cookie.c2ln", "idle"),
+        ("flask-signed", b"sid=the.other.c2ln", "passed"),
+        ("flask-signed", b"sid=the-cookie", "invalid"),
+        ("flask-signed", b"sid=the%2dcookie.c2ln", "invalid"),
+        ("spring", b"sid=dGhlLWNvb2tpZQ==", "idle"),
+        ("spring", b"sid=dGhlLWNvb2tpZQ", "idle"),
+        ("spring", b"sid=the-cookie", "invalid"),
     ],
 )
 async def test_a_second_spelling_of_an_id_is_no_other_session(form: str, cookie: bytes, expected: str) -> None:
     asking = Asking(config(cookie_form=form))
     asking.feed.end(REFERENCE)
     assert await asking.ask((b"cookie", cookie)) == expected
+
+
+@pytest.mark.parametrize("form", ["plain", "percent", "raw"])
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        "theme=dark,sid=the-cookie",
+        "theme=dark, sid=the-cookie",
+        ",sid=the-cookie",
+        "theme=dark sid=the-cookie",
+        "theme=dark\tsid=the-cookie",
+        "theme=dark\xa0sid =the-cookie",
+        "theme=dark,sid\t=the-cookie",
+        "sid=live,sid=the-cookie",
+        "sid=live; theme=dark sid=the-cookie",
+        "\xa0sid\x85=the-cookie",
+        "theme=dark;\x1csid=the-cookie",
+    ],
+)
+async def test_an_ended_session_is_not_hidden_by_how_its_cookie_is_written(form: str, cookie: str) -> None:
+    asking = Asking(config(cookie_form=form))
+    asking.feed.end(REFERENCE)
+    assert await asking.ask((b"cookie", cookie.encode("latin-1"))) in {"invalid", "idle"}
+
+
+async def test_cookies_that_only_look_like_it_pass() -> None:
+    for cookie in (b"sid=live; next=/x?sid=1&b=2", b"sid=live;xsid=a, b;theme=the sid", b"other=a b; sid=live"):
+        assert await Asking().ask((b"cookie", cookie)) == "passed"
+
+
+async def test_a_tokens_cookie_is_not_hidden_either(tmp_path: Path) -> None:
+    key = ECKey.generate_key("P-256", {"kid": "one"})
+    asking = await Asking(config(jwks=str(key_set_file(tmp_path / "k", key)), token_cookie="tok")).keys()
+    asking.feed.end(session_reference("s-1"))
+    token = signed(key, claims())
+    for cookie in (f"a=b,tok={token}", f"a=b tok={token}", f"tok={token},a=b"):
+        assert await asking.ask((b"cookie", cookie.encode())) == "invalid"
+
+
+@pytest.mark.parametrize("written", ["Bearer {}", "bearer\t{}", "BEARER  \t{} ", "Bearer\xa0{}"])
+async def test_a_bearer_token_is_seen_whatever_stands_before_it(tmp_path: Path, written: str) -> None:
+    key = ECKey.generate_key("P-256", {"kid": "one"})
+    asking = await Asking(config(jwks=str(key_set_file(tmp_path / "k", key)))).keys()
+    asking.feed.end(session_reference("s-1"))
+    header = written.format(signed(key, claims())).encode("latin-1")
+    assert await asking.ask((b"authorization", header)) == "idle"
+    for other in (b"", b"Bearer", b"Bearer ", b"Bearerx y", b"Basic YTpi"):
+        assert await asking.ask((b"authorization", other)) == "nobody's"
 
 
 async def test_an_ended_session_is_not_hidden_behind_a_live_one(tmp_path: Path) -> None:

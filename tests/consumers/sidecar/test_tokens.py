@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from lapse.consumers import ConfigError, session_reference
+from lapse.consumers.frameworks.identity import of_claims
 from lapse.consumers.sidecar.config import SidecarConfig
 from lapse.consumers.sidecar.keys import KeyRing, read_key, read_key_set
 from lapse.consumers.sidecar.tokens import Claims, RefusedToken, Tokens
@@ -52,6 +53,33 @@ async def test_claims_are_mapped_and_jti_stands_in_for_sid(tmp_path: Path) -> No
     )
     mapped = await _tokens(tmp_path, session_claims=("ses",), subject_claim="uid", start_claims=("login",))
     assert await mapped.read(signed(KEY, claims(ses="x", uid="y", login=7.5))) == Claims("x", "y", None, 7_500)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sid": "s", "iat": 1_700_000_000},
+        {"sid": "s", "jti": "t", "iat": 1_700_000_000},
+        {"sid": None, "jti": "t", "iat": 1_700_000_000},
+        {"sid": "s", "iat": 1_700_000_000, "auth_time": 1_600_000_000},
+        {"sid": None, "jti": "t", "iat": 1_700_000_000, "auth_time": 1_600_000_000},
+    ],
+)
+@pytest.mark.parametrize("start", [None, "iat"])
+async def test_a_session_has_the_same_start_as_in_services_with_a_guard_of_their_own(
+    tmp_path: Path, said: dict[str, Any], start: str | None
+) -> None:
+    told = {} if start is None else {"start_claims": (start,)}
+    here = await (await _tokens(tmp_path, **told)).read(signed(KEY, claims(**said)))
+    there = of_claims(claims(**said), start=start)
+    assert there is not None
+    assert (here.session_id, here.subject, here.started_at) == (there.session_id, there.subject, there.started_at)
+
+
+async def test_a_refreshed_token_makes_no_session_younger(tmp_path: Path) -> None:
+    asking = await Asking(config(jwks=str(key_set_file(tmp_path / "k", KEY)))).keys()
+    assert await asking.ask(bearer(signed(KEY, claims(iat=int(time.time()) - 5)))) == "passed"
+    assert [touch.session_age_ms for touch in asking.touches()] == [None]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +279,7 @@ def test_a_key_file_that_holds_no_key_is_refused_at_start(tmp_path: Path, text: 
 
 async def test_the_tokens_session_ends_as_the_services_know_it(tmp_path: Path) -> None:
     asking = await Asking(config(jwks=str(key_set_file(tmp_path / "k", KEY)), token_cookie="tok")).keys()
-    token = signed(KEY, claims())
+    token = signed(KEY, claims(auth_time=int(time.time()) - 60))
     for carried in (bearer(token), (b"cookie", f"a=b; tok={token}".encode())):
         assert await asking.ask(carried) == "passed"
     (touch,) = asking.touches()
@@ -264,7 +292,7 @@ async def test_the_tokens_session_ends_as_the_services_know_it(tmp_path: Path) -
 
 async def test_a_revocation_of_the_subject_needs_no_processor(tmp_path: Path) -> None:
     asking = await Asking(config(jwks=str(key_set_file(tmp_path / "k", KEY)), tenant_claim="org")).keys()
-    token = signed(KEY, claims(org="acme", iat=1_700_000_000))
+    token = signed(KEY, claims(org="acme", auth_time=1_700_000_000))
     assert await asking.ask(bearer(token)) == "passed"
     asking.feed.revoke(subject="u-1", tenant="acme")
     assert await asking.ask(bearer(token)) == "revoked"

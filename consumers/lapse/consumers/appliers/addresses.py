@@ -5,9 +5,10 @@ metadata at 169.254.169.254, hosts of the private network. A name is checked by 
 between check and connection (DNS rebinding). So the name is resolved here, every address is checked, and the connection
 goes to a checked address; the name remains in the Host header, and in TLS for SNI and the certificate.
 
-Only addresses that are global are called, unless the operator allows their network. Addresses that carry an IPv4
-address in them (mapped, 6to4, Teredo, NAT64) are judged by that one. Redirects are not followed, and no proxy of the
-environment is asked: either would resolve names by itself.
+Only addresses that are global are called, unless the operator allows their network. By http, which anyone on the way
+can read and answer, only allowed networks are. Addresses that carry an IPv4 address in them (mapped, 6to4, Teredo,
+NAT64) are judged by that one. Redirects are not followed, and no proxy of the environment is asked: either would
+resolve names by itself.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ def parse_networks(texts: Sequence[str]) -> Networks:
     return [ipaddress.ip_network(text, strict=False) for text in texts]
 
 
-def check_address(text: str, allowed: Networks = ()) -> bool:
-    """Return whether an address may be called: it is global, or in an allowed network."""
+def check_address(text: str, allowed: Networks = (), *, scheme: str = "https") -> bool:
+    """Return whether an address may be called: it is in an allowed network, or global and called by https."""
     address = ipaddress.ip_address(text.split("%")[0])
     carried = _carried(address)
     if any(one in network for one in (address, *carried) for network in allowed):
         return True
-    return all(_is_public(one) for one in carried or (address,))
+    return scheme == "https" and all(_is_public(one) for one in carried or (address,))
 
 
 def _is_public(address: Address) -> bool:
@@ -78,12 +79,13 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         name = request.url.host
-        address = await self._resolve(name, request.url.port or (443 if request.url.scheme == "https" else 80))
+        scheme = request.url.scheme
+        address = await self._resolve(name, request.url.port or (443 if scheme == "https" else 80), scheme)
         request.url = request.url.copy_with(host=address)
         request.extensions = {**request.extensions, "sni_hostname": name}
         return await super().handle_async_request(request)
 
-    async def _resolve(self, name: str, port: int) -> str:
+    async def _resolve(self, name: str, port: int, scheme: str) -> str:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
@@ -92,8 +94,9 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
             raise httpx2.ConnectError(f"{name} cannot be resolved: {unknown}") from unknown
         addresses = [str(info[4][0]) for info in found]
         for address in addresses:
-            if check_address(address, self._allowed):
+            if check_address(address, self._allowed, scheme=scheme):
                 return address
+        why = "not public" if scheme == "https" else "in no allowed network, as http needs"
         raise RefusedAddress(
-            f"{name} leads to {', '.join(addresses) or 'no address'}, which is not public; the operator may allow it"
+            f"{name} leads to {', '.join(addresses) or 'no address'}, which is {why}; the operator may allow it"
         )

@@ -65,7 +65,7 @@ class WebhookEffect:
     """Posts endings to one URL; see the module.
 
     Args:
-        url: https, or http where networks are allowed.
+        url: https, or http into an allowed network.
         secrets: `whsec_...` or base64; several while they are changed: each signs.
         allowed: networks that may be called although they are not public.
         attempts: of one ending.
@@ -212,15 +212,15 @@ def _checked_url(text: str, allowed: Networks) -> httpx2.URL:
         raise ConfigError(f"the webhook's URL is refused: {refused}") from None
     if url.scheme not in {"https", "http"} or not url.host or url.userinfo or url.fragment:
         raise ConfigError("the webhook's URL is refused: https://host/path is expected, without a user and a fragment")
-    if url.scheme == "http" and not allowed:
-        raise ConfigError("the webhook's URL is refused: http is for allowed networks only, take https")
     try:
-        public = check_address(url.host, allowed)
-    except ValueError:
-        return url  # a name, whose addresses are checked at every attempt
-    if not public:
-        raise ConfigError(f"the webhook's URL is refused: {url.host} is not public; allow its network if it is meant")
-    return url
+        may_be_called = check_address(url.host, allowed, scheme=url.scheme)
+    except ValueError:  # a name, whose addresses are checked at every attempt
+        may_be_called = url.scheme == "https" or bool(allowed)
+    if may_be_called:
+        return url
+    if url.scheme == "http":
+        raise ConfigError("the webhook's URL is refused: http is for allowed networks only, take https")
+    raise ConfigError(f"the webhook's URL is refused: {url.host} is not public; allow its network if it is meant")
 
 
 def _signer(secret: str) -> Webhook:

@@ -22,7 +22,7 @@ from lapse.consumers.guard import Decision
 
 __all__ = ["ActiveSession", "Identity", "bearer", "cookie", "header", "of_claims"]
 
-_BEARER: Final = "bearer "
+_BEARER: Final = "bearer"
 
 _VALUES_MAX: Final = 8
 """Values of one cookie that are looked up in the session store: a browser sends a few, where they were set for several
@@ -143,10 +143,10 @@ def bearer(
     """
 
     def identify(request: Any) -> Identity | None:
-        value = header(request, "authorization") or ""
-        if value[: len(_BEARER)].lower() != _BEARER:
+        scheme, *token = (header(request, "authorization") or "").strip().split(None, 1) or [""]
+        if scheme.lower() != _BEARER or not token:
             return None
-        claims = decode(value[len(_BEARER) :].strip())
+        claims = decode(token[0])
         return None if claims is None else of_claims(claims, tenant=tenant, start=start)
 
     return identify

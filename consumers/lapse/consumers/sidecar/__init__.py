@@ -5,9 +5,10 @@
 
     config.py    what the sidecar is told                      asked.py     what request the proxy asks about
     logins.py    whose session it is (cookie or token)         routes.py    which paths have rules of their own
+    cookies.py   which session id is in a cookie               metrics.py   what operators see
     tokens.py    is the token genuine                          keys.py      by which keys
-    answers.py   what the proxy is told                        metrics.py   what operators see
-    app.py       all of it as an ASGI application              server.py    the process
+    answers.py   what the proxy is told                        server.py    the process
+    app.py       all of it as an ASGI application
 
 It needs the extra `sidecar`. `lapse sidecar` runs it; docs/sidecar.md has the configuration of each proxy.
 """

@@ -13,7 +13,7 @@ from lapse.schemas import ConfigError
 
 __all__ = ["ALGORITHMS", "COOKIE_FORMS", "CookieForm", "SidecarConfig"]
 
-CookieForm = Literal["plain", "percent", "raw"]
+CookieForm = Literal["plain", "percent", "raw", "connect", "flask-signed", "spring"]
 """How an opaque cookie's value names the session id; see SidecarConfig.cookie_form."""
 
 COOKIE_FORMS: Final[tuple[CookieForm, ...]] = get_args(CookieForm)
@@ -42,7 +42,8 @@ class SidecarConfig:
         cookie: the name of a cookie that is an opaque session id.
         cookie_form: `plain` takes the value as it is and refuses quotes, backslashes and percent signs, which some
             services would decode: a second spelling of an ended session's id must not pass as another session.
-            `percent` decodes first, as such services do; `raw` takes any bytes as they are.
+            `percent` decodes first, as such services do; `raw` takes them as they are. `connect`, `flask-signed` and
+            `spring` take the id out of what these frameworks put around it (cookies.py).
         subject_header, tenant_header, start_header: what a trusted proxy says of an opaque cookie's session; the start
             in epoch ms. Without a subject the session is checked, and no touch can be published.
         token_cookie: the name of a cookie that holds a JWT.
@@ -53,7 +54,9 @@ class SidecarConfig:
         issuer, audience: what a token must say, if given.
         leeway_s: by which clocks may differ.
         jwks_refresh_s: how often the keys are read anew.
-        session_claims, start_claims: the first of these that a token has is its session id, and its start.
+        session_claims, start_claims: the first of these that a token has is its session id, and its start. Without
+            start_claims it is `auth_time`, else `iat` where the session is `jti`, so the token: a token of a `sid`
+            may be a refreshed one, issued long after the session's start.
         subject_claim, tenant_claim: whose it is.
         on_stale: what a stale guard does, where no route says otherwise.
         stale_routes: the same by path prefix.
@@ -88,7 +91,7 @@ class SidecarConfig:
     session_claims: tuple[str, ...] = ("sid", "jti")
     subject_claim: str = "sub"
     tenant_claim: str | None = None
-    start_claims: tuple[str, ...] = ("auth_time", "iat")
+    start_claims: tuple[str, ...] = ()
     on_stale: OnStale = "allow"
     stale_routes: Mapping[str, OnStale] = field(default_factory=dict)
     require_session: bool = False

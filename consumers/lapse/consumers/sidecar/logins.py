@@ -5,14 +5,12 @@ bearer token beside a cookie, or one cookie twice. So all of them are read, and 
 not hidden behind a live one.
 """
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from lapse.consumers.sidecar.asked import Headers
 from lapse.consumers.sidecar.config import SidecarConfig
+from lapse.consumers.sidecar.cookies import BadCookie, Cookies, session_id_in
 from lapse.consumers.sidecar.tokens import RefusedToken, Tokens
 from lapse.schemas import session_reference
 
@@ -21,7 +19,7 @@ __all__ = ["BadLogin", "Login", "Logins"]
 # Each costs a look-up, a token its verification: a request with more of them is an attempt at something.
 _LOGINS_MAX: Final = 8
 
-_NOT_PLAIN: Final = re.compile(rb'[%"\\]')
+_BEARER: Final = "bearer"
 
 
 class BadLogin(Exception):
@@ -53,8 +51,8 @@ class Logins:
     def __init__(self, config: SidecarConfig, tokens: Tokens | None) -> None:
         self._config = config
         self._tokens = tokens
-        self._cookie = _name(config.cookie)
-        self._token_cookie = _name(config.token_cookie)
+        names = {name for name in (config.cookie, config.token_cookie) if name is not None}
+        self._cookies = Cookies(names) if names else None
         self._bearer = config.bearer and tokens is not None
         self._subject = _header(config.subject_header)
         self._tenant = _header(config.tenant_header)
@@ -66,27 +64,26 @@ class Logins:
         Raises:
             BadLogin: one of them is not good.
         """
-        ids: list[bytes] = []
-        tokens: list[bytes] = []
-        for name, value in headers:
-            if name == b"cookie":
-                for cookie, text in _cookies(value):
-                    if cookie == self._cookie:
-                        ids.append(text)
-                    elif cookie == self._token_cookie:
-                        tokens.append(text)
-            elif name == b"authorization" and self._bearer and value[:7].lower() == b"bearer ":
-                tokens.append(value[7:].strip())
-        if len(ids) + len(tokens) > _LOGINS_MAX:
-            raise BadLogin("the request carries too many logins")
+        values: list[str] = []
+        tokens: list[str] = []
+        try:
+            for name, value in headers:
+                if name == b"cookie" and self._cookies is not None:
+                    for cookie, text in self._cookies.read(value):
+                        (values if cookie == self._config.cookie else tokens).append(text)
+                elif name == b"authorization" and self._bearer:
+                    scheme, *token = value.decode("latin-1").strip().split(None, 1) or [""]
+                    if scheme.lower() == _BEARER:
+                        tokens.extend(token)
+            if len(values) + len(tokens) > _LOGINS_MAX:
+                raise BadLogin("the request carries too many logins")
+            ids = [session_id_in(value, self._config.cookie_form) for value in dict.fromkeys(values)]
+        except BadCookie as bad:
+            raise BadLogin(str(bad)) from None
         opaque = [self._opaque(session_id, headers) for session_id in dict.fromkeys(ids)]
         return opaque + [await self._told_by(token) for token in dict.fromkeys(tokens)]
 
-    def _opaque(self, value: bytes, headers: Headers) -> Login:
-        form = self._config.cookie_form
-        session_id = unquote_to_bytes(value) if form == "percent" else value
-        if (form == "plain" and _NOT_PLAIN.search(value)) or (form == "percent" and re.search(rb'["\\]', session_id)):
-            raise BadLogin("the session cookie has more than one reading")
+    def _opaque(self, session_id: bytes, headers: Headers) -> Login:
         return Login(
             session_reference(session_id, self._config.reference_key),
             _text(headers, self._subject),
@@ -94,28 +91,15 @@ class Logins:
             _instant(headers, self._start),
         )
 
-    async def _told_by(self, token: bytes) -> Login:
+    async def _told_by(self, token: str) -> Login:
         if self._tokens is None:
             raise BadLogin("no tokens are taken here")
         try:
-            claims = await self._tokens.read(token.decode("latin-1"))
+            claims = await self._tokens.read(token)
         except RefusedToken as refused:
             raise BadLogin(str(refused), unverified=refused.unverified) from None
         reference = session_reference(claims.session_id, self._config.reference_key)
         return Login(reference, claims.subject, claims.tenant, claims.started_at)
-
-
-def _cookies(header: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield names and values; an empty value is no login, but what a logout leaves."""
-    for pair in header.split(b";"):
-        name, _, value = pair.partition(b"=")
-        value = value.strip()
-        if value:
-            yield name.strip(), value
-
-
-def _name(name: str | None) -> bytes | None:
-    return None if name is None else name.encode("latin-1")
 
 
 def _header(name: str | None) -> bytes | None:

@@ -132,10 +132,13 @@ class Tokens:
 
     def _claims(self, said: dict[str, Any]) -> Claims:
         config = self._config
-        session_id = next((said[name] for name in config.session_claims if said.get(name) is not None), None)
+        of_session = next((name for name in config.session_claims if said.get(name) is not None), "")
+        session_id = said.get(of_session)
         subject = said.get(config.subject_claim)
         tenant = None if config.tenant_claim is None else said.get(config.tenant_claim)
-        started = next((said[name] for name in config.start_claims if said.get(name) is not None), None)
+        # As `of_claims` of the frameworks has it, so that a session has the same start behind either.
+        of_start = config.start_claims or (("auth_time", "iat") if of_session == "jti" else ("auth_time",))
+        started = next((said[name] for name in of_start if said.get(name) is not None), None)
         if not isinstance(session_id, str) or not session_id:
             raise RefusedToken(f"the token names no session ({', '.join(config.session_claims)})")
         if not isinstance(subject, str) or not subject:

@@ -39,6 +39,9 @@ class CookieForm(enum.StrEnum):
     PLAIN = "plain"
     PERCENT = "percent"
     RAW = "raw"
+    CONNECT = "connect"
+    FLASK_SIGNED = "flask-signed"
+    SPRING = "spring"
 
 
 # Setting -> (type, help).
@@ -87,7 +90,7 @@ SIDECAR: Final[dict[str, tuple[type, str]]] = {
     "session_claims": (str, "the session id: the first of these claims that there is"),
     "subject_claim": (str, "the claim that is the subject"),
     "tenant_claim": (str, "the claim that is the tenant; none: tokens name none"),
-    "start_claims": (str, "the session's start: the first of these claims that there is"),
+    "start_claims": (str, "the session's start: the first of these claims; none: auth_time, or iat beside a jti alone"),
     "on_stale": (OnStale, "what a stale guard does"),
     "stale_routes": (str, "the same by path: PREFIX=allow|deny, comma separated"),
     "require_session": (bool, "whether a request without a session is refused"),
