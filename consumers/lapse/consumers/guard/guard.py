@@ -40,6 +40,7 @@ _WATERMARK_WAIT_S: Final = 3.0
 
 
 def monotonic_ms() -> float:
+    """Return this process's monotonic clock, ms: a guard's own, no instant of the log."""
     return time.monotonic() * 1000
 
 
@@ -201,6 +202,8 @@ class Guard:
             ValueError: `session` is no reference. A raw session id would never be found, and pass.
         """
         self.checks += 1
+        # Before the look-up: what another thread learns after it does not make this answer any fresher.
+        fresh_until = self._freshness.fresh_until
         denial = self._shards[hash(session) & SHARD].get(session)
         if denial is None and started_at is not None and self._cutoffs:
             denial = self._denials.covering(subject, tenant, started_at)
@@ -209,7 +212,7 @@ class Guard:
             return Refused(denial, session) if isinstance(denial, Block) else denial
         if len(session) != REFERENCE_LENGTH:
             raise ValueError("check takes a session's reference: session_reference(session_id)")
-        if self._clock() < self._freshness.fresh_until:
+        if self._clock() < fresh_until:
             return ALLOWED
         if (on_stale or self._on_stale) == "allow":
             self.allowed_while_stale += 1
@@ -247,6 +250,7 @@ class Guard:
 
     @property
     def fresh(self) -> bool:
+        """Return whether the guard knows enough to let sessions pass: else on_stale decides."""
         return self._clock() < self._freshness.fresh_until
 
     @property
