@@ -23,10 +23,11 @@ from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
 from lapse.consumers.guard.packed import Block, Refused
 from lapse.consumers.guard.reports import LAST_REPORT_TIMEOUT_S, Reporter, percentile
+from lapse.consumers.monotonic import monotonic_ms
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 
-__all__ = ["Guard", "monotonic_ms"]
+__all__ = ["Guard"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -37,11 +38,6 @@ STALE_AFTER_MIN_MS: Final = 3_000
 
 _WATERMARK_WAIT_S: Final = 3.0
 """How long a start waits for watermarks once everything is read: they come once a second while a processor runs."""
-
-
-def monotonic_ms() -> float:
-    """Return this process's monotonic clock, ms: a guard's own, no instant of the log."""
-    return time.monotonic() * 1000
 
 
 class Guard:
