@@ -57,7 +57,7 @@ Scope: TypeAlias = tuple[str | None, str | None]
 EVERYONE: Final[Scope] = (None, None)
 
 _Order: TypeAlias = tuple[int, str, Decision]
-"""A revocation: (at, id, the denial by it). No comparison reaches the denial: an id is in its scope once."""
+"""A revocation: (at, id, the denial by it). Of one at and id denials are equal: no comparison asks which is less."""
 
 
 class _Cutoff:
@@ -65,15 +65,17 @@ class _Cutoff:
 
     Attributes:
         decisions: the denial by each revocation; the writer's alone.
-        orders: the same, sorted by (at, id), never empty once it is published. Other threads read it while it is
-            written: a list that one of them holds only grows at its end, every other change is made in a new list.
+        orders: the same, sorted by (at, id). Other threads read it while it is written: a list that one of them holds
+            only grows at its end, every other change is made in a new list.
+        newest: what started later passes; the largest at, or what that was a moment ago.
     """
 
-    __slots__ = ("decisions", "orders")
+    __slots__ = ("decisions", "newest", "orders")
 
     def __init__(self) -> None:
         self.decisions: dict[str, Decision] = {}
         self.orders: list[_Order] = []
+        self.newest = 0
 
     def join(self, revocation: str, at: int, deny_until: int) -> bool:
         """Join an order; return whether it changed anything."""
@@ -89,6 +91,7 @@ class _Cutoff:
             orders = [one for one in self.orders if one[1] != revocation]
             insort(orders, order)
             self.orders = orders
+        self.newest = self.orders[-1][0]
         return True
 
     def forget(self, over: int) -> bool:
@@ -201,12 +204,11 @@ class Denials:
         first: _Order | None = None
         for scope in (EVERYONE, (tenant, None), (tenant, subject)):
             cutoff = self.cutoffs.get(scope)
-            if cutoff is not None:
+            if cutoff is not None and started_at <= cutoff.newest:
                 orders = cutoff.orders
-                if started_at <= orders[-1][0]:
-                    order = orders[bisect_left(orders, (started_at, ""))]
-                    if first is None or order[:2] < first[:2]:
-                        first = order
+                place = bisect_left(orders, (started_at, ""))
+                if place < len(orders) and (first is None or orders[place] < first):
+                    first = orders[place]
         return None if first is None else first[2]
 
     def forget(self, now: int) -> None:
