@@ -171,7 +171,7 @@ async def test_a_streaming_response_ends_when_its_session_ends() -> None:
     await running
     assert client.sent[-1] == LAST_PART
     assert cleaned.is_set()
-    assert len(service.guard._hooks) == 0
+    assert not service.guard._hooks
 
 
 async def test_a_stream_whose_length_was_promised_is_broken_off() -> None:

@@ -190,6 +190,19 @@ def test_of_one_revocation_id_the_earliest_at_counts_and_of_several_ids_the_late
     assert denial.revocation == "r-2"
 
 
+def test_of_cutoffs_that_cover_a_session_the_first_is_named_also_where_two_are_one_id_of_one_instant() -> None:
+    denials = Denials()
+    for scope in (EVERYONE, ("acme", None), ("acme", "u-1")):
+        denials.cut(scope, "r-2", 500)
+    denial = denials.covering("u-1", "acme", 500)
+    assert denial is not None
+    assert (denial.revocation, denial.due_at) == ("r-2", 500)
+    denials.cut(("acme", "u-1"), "r-1", 500)
+    denial = denials.covering("u-1", "acme", 500)
+    assert denial is not None
+    assert denial.revocation == "r-1"
+
+
 def test_an_ending_says_more_than_the_revocation_before_it_and_is_no_second_ending() -> None:
     denials = Denials()
     assert denials.revoke_session(SESSIONS[0], "r-1", 50)

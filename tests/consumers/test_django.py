@@ -18,7 +18,7 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 
-from lapse.consumers import ConfigError, Identity, session_reference
+from lapse.consumers import ConfigError, Identity, SyncGuard, session_reference
 from lapse.consumers.testing import MemoryFeed, SyncMemoryPublisher
 from lapse.schemas import SessionClosed, SessionStarted, SessionTouched
 
@@ -98,6 +98,7 @@ urlpatterns = [
     path("login", _plain),
     path("poll", background(lambda request: _plain(request))),
     path("strict", on_stale("deny")(lambda request: _plain(request))),
+    path("lenient", on_stale("allow")(lambda request: _plain(request))),
     path("open", unguarded(lambda request: _plain(request))),
     path("stream", _stream),
     path("async-stream", _async_stream),
@@ -150,11 +151,89 @@ def test_a_page_leads_to_the_login_and_an_api_is_told_why(project: _Project) -> 
     assert _get("/missing").status_code == 302
 
 
-def test_a_stale_guard_does_what_the_view_says(project: _Project) -> None:
+def _fallback(get_response: Any) -> Any:
+    """A middleware that serves what no view does, as Django's flatpages."""
+
+    def serve(request: Any) -> Any:
+        response = get_response(request)
+        return HttpResponse("fallback") if response.status_code == 404 else response
+
+    return serve
+
+
+def _other_urlconf(get_response: Any) -> Any:
+    """A middleware behind which a strict view serves /plain."""
+
+    def serve(request: Any) -> Any:
+        request.urlconf = (path("plain", on_stale("deny")(lambda request: _plain(request))),)
+        return get_response(request)
+
+    return serve
+
+
+def _stale(project: _Project, what: str) -> SyncGuard:
+    """Make the project's guard one that is stale, and return it."""
+    guard = project.feed.sync_guard(on_stale=what)
+    project.options["GUARD"] = guard
+    enforcement.cache_clear()
     project.feed.processor_runs = False
     project.feed.advance(10_000)
+    return guard
+
+
+def _counts(guard: SyncGuard) -> tuple[int, int, int]:
+    return guard.checks, guard.refused, guard.allowed_while_stale
+
+
+def test_a_stale_guard_does_what_the_view_says(project: _Project) -> None:
+    guard = _stale(project, "allow")
     assert _get("/plain").status_code == 200
     assert _get("/strict").json()["cause"] is None
+    assert _counts(guard) == (2, 1, 1)
+    assert project.touches() == [REFERENCE]
+
+
+def test_each_request_is_counted_once_as_what_it_was_while_the_guard_is_stale(project: _Project) -> None:
+    guard = _stale(project, "deny")
+    for path_of in ("/plain", "/plain", "/strict", "/missing"):
+        assert _get(path_of).status_code == 401
+    assert _counts(guard) == (4, 4, 0)
+    assert project.touches() == []
+    for path_of in ("/lenient", "/open", "/login"):
+        assert _get(path_of).content == b"u-1"
+    assert _counts(guard) == (7, 4, 3)
+
+
+def test_an_ended_session_ends_whatever_a_stale_guard_does_with_others(project: _Project) -> None:
+    project.feed.end(REFERENCE, cause="idle")
+    _stale(project, "allow")
+    assert _get("/lenient", "application/json").json()["cause"] == "idle"
+    assert _get("/plain")["location"] == "/login?next=/plain"
+
+
+@pytest.mark.parametrize(("what", "content"), [("allow", b"fallback"), ("deny", None)])
+def test_what_no_view_serves_goes_by_the_guards_own_word(project: _Project, what: str, content: bytes | None) -> None:
+    guard = _stale(project, what)
+    with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, f"{__name__}._fallback"]):
+        answer = _get("/missing")
+    assert answer.status_code == (401 if content is None else 200)
+    assert content is None or answer.content == content
+    assert guard.checks == 1
+
+
+def test_a_view_that_a_later_middleware_chose_is_not_reached_against_its_mark(project: _Project) -> None:
+    _stale(project, "allow")
+    with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, f"{__name__}._other_urlconf"]):
+        assert _get("/plain").status_code == 401
+    assert project.touches() == []
+
+
+async def test_a_stale_guard_does_the_same_under_asgi(project: _Project) -> None:
+    guard = _stale(project, "deny")
+    client, headers = AsyncClient(), {"x-token": RAW}
+    statuses = [(await client.get(path_of, headers=headers)).status_code for path_of in ("/plain", "/missing", "/open")]
+    assert statuses == [401, 401, 200]
+    assert _counts(guard) == (3, 2, 1)
 
 
 def test_a_stream_ends_with_its_session(project: _Project) -> None:

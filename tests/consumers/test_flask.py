@@ -202,7 +202,7 @@ def test_a_websocket_is_touched_and_closed_when_its_session_ends(monkeypatch: py
     client.serving.join(5)  # a client that answers is waited for no longer
     assert not client.serving.is_alive()
     assert told == ["hello", 4001]
-    assert len(service.lapse.guard._inner._hooks) == 0
+    assert not service.lapse.guard._inner._hooks
     client.close()
 
 

@@ -187,7 +187,7 @@ def test_a_cancelled_hook_is_not_called_and_leaves_nothing_behind() -> None:
     feed.end(SESSION)
     feed.revoke(subject="u")
     assert heard == []
-    assert len(guard._hooks) == 0
+    assert not guard._hooks
 
 
 async def test_a_hook_may_be_asynchronous_and_one_that_raises_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:

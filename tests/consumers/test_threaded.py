@@ -26,6 +26,8 @@ from lapse.consumers import (
     SyncGuard,
     session_reference,
 )
+from lapse.consumers.frameworks.identity import ActiveSession
+from lapse.consumers.frameworks.streams import Stream
 from lapse.consumers.guard import ALLOWED
 from lapse.consumers.guard.feed import Feed
 from lapse.consumers.guard.intake import Intake
@@ -153,7 +155,7 @@ def test_hooks_run_in_the_guards_thread_and_may_be_cancelled(feed: MemoryFeed) -
         guard.on_ended(hear)
         feed.end(A)
         feed.end(B)
-        guard.on_ended(hear, A)  # refused already: told before this returns
+        guard.on_ended(hear, A)  # refused already: told soon
         _until(lambda: len(heard) == 4)
     assert sorted(heard) == sorted([(A, "lapse-guard-shop"), (B, "lapse-guard-shop")] * 2)
 
@@ -171,6 +173,84 @@ def test_a_hook_may_ask_the_guard_and_may_be_asynchronous(feed: MemoryFeed) -> N
         guard.on_ended(lambda ended: answers.append(guard.check(ended.session).allowed), B)
         feed.end(B)
         _until(lambda: answers == [False, False])
+
+
+@contextlib.contextmanager
+def _busy(guard: SyncGuard) -> Iterator[None]:
+    """Keep the guard's thread from doing anything."""
+    guard.start()
+    assert guard._thread is not None
+    let_go = threading.Event()
+    guard._thread.loop.call_soon_threadsafe(let_go.wait, 60.0)
+    try:
+        yield
+    finally:
+        let_go.set()
+
+
+def test_hooks_are_registered_and_cancelled_while_the_guards_thread_is_busy(feed: MemoryFeed) -> None:
+    heard: list[str] = []
+    with _guarded(_InLoop(feed), feed) as guard:
+        with _busy(guard):
+            guard.on_ended(lambda ended: heard.append(f"kept {ended.session}"), A)
+            guard.on_ended(lambda ended: heard.append(f"all {ended.session}"))
+            for session in (A, None):
+                guard.on_ended(lambda _: heard.append("cancelled"), session).cancel()
+        feed.end(A)
+        feed.end(B)
+        _until(lambda: len(heard) == 3)
+        assert heard == [f"kept {A}", f"all {A}", f"all {B}"]
+
+
+def test_no_call_comes_after_cancel_and_nothing_is_left_of_it(feed: MemoryFeed) -> None:
+    heard: list[str] = []
+    with _guarded(_InLoop(feed), feed) as guard:
+        hook = guard.on_ended(lambda ended: heard.append(ended.session), A)
+        _until(lambda: bool(guard._inner._hooks))
+        with _busy(guard):
+            feed.end(A)
+            hook.cancel()  # the ending waits in front of it
+            hook.cancel()
+        _until(lambda: not guard._inner._hooks)
+        assert guard._inner.entries == 1
+        assert heard == []
+
+
+def test_a_stream_is_served_and_closed_while_the_guards_thread_is_busy(feed: MemoryFeed) -> None:
+    closed: list[bool] = []
+
+    class Parts:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter((b"one", b"two"))
+
+        def close(self) -> None:
+            closed.append(True)
+
+    over = threading.Event()
+    with _guarded(_InLoop(feed), feed) as guard:
+        session = ActiveSession(A, "u", None, None, guard.check(A))
+        with _busy(guard):
+            stream = Stream(Parts(), guard, session, over, lambda: None)
+            assert list(stream) == [b"one", b"two"]
+            stream.close()
+            assert closed == [True]
+        feed.end(A)
+        guard.on_ended(lambda _: over.set(), B)
+        feed.end(B)
+        assert over.wait(10.0)
+        assert not guard._inner._hooks
+
+
+def test_a_stream_ends_although_the_guards_thread_was_busy_when_it_began(feed: MemoryFeed) -> None:
+    over = threading.Event()
+    with _guarded(_InLoop(feed), feed) as guard:
+        session = ActiveSession(A, "u", None, None, guard.check(A))
+        with _busy(guard):
+            feed.end(A)  # known to nobody yet
+            stream = Stream(iter((b"one", b"two", b"three")), guard, session, over, lambda: None)
+            assert next(stream) == b"one"
+        assert over.wait(10.0)
+        assert list(stream) == []
 
 
 def test_after_stop_it_goes_on_answering_and_may_be_started_again(feed: MemoryFeed) -> None:
@@ -200,10 +280,12 @@ def test_a_child_starts_anew_and_shares_nothing(feed: MemoryFeed) -> None:
     told: list[str] = []
     with _guarded(_InLoop(feed), feed) as guard:
         guard.on_ended(lambda ended: told.append(ended.session))
+        cancelled = guard.on_ended(lambda _: told.append("cancelled in the child"))
         assert not guard.check(A)
 
         def child() -> tuple[int, int, bool, bool, list[str], str]:
             began = (guard.checks, guard.entries)
+            cancelled.cancel()
             refused = not guard.check(A)
             feed.end(B)
             _until(lambda: told == [B])
@@ -218,6 +300,7 @@ def test_a_child_starts_anew_and_shares_nothing(feed: MemoryFeed) -> None:
         assert heard == [B]
         assert instance != guard.status().instance
         assert told == []
+        cancelled.cancel()
         assert guard.check(B)  # the child's feed is the child's
         feed.end(B)  # the parent's thread goes on
         _until(lambda: told == [B])

@@ -4,12 +4,15 @@ A real guard over a real broker; the processor's and the operators' records are 
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import NewPartitions
+from aiokafka.errors import KafkaError
 
 from lapse.consumers import Cause, Ended, Guard, session_reference
 from lapse.consumers.guard import backlog, feed
@@ -27,7 +30,7 @@ from lapse.schemas import (
     partition_of,
 )
 
-from tests.consumers.support import free_port, read_all, until, writing
+from tests.consumers.support import ended, free_port, read_all, until, writing
 
 
 def _guard(settings: Settings, **options: object) -> Guard:
@@ -203,6 +206,33 @@ async def test_a_topic_recreated_and_filled_past_what_was_read_between_two_looks
         assert guard.check(others[0]).allowed  # it has read on in the middle of another log
         await until(lambda: not any(guard.check(session).allowed for session in others), timeout_s=30)
         assert guard.check(before).cause == Cause.REVOKED
+
+
+async def test_what_is_written_to_added_partitions_is_known_within_seconds(settings: Settings) -> None:
+    topics, added = TopicNames(settings.prefix), settings.partitions
+    revoked, over = session_reference("revoked"), session_reference("over")
+    values = {
+        topics.revocations: encode(Revocation(id="r-1", session=revoked, subject="u-1")),
+        topics.expiries: encode(ended(over, partition=added)),
+    }
+    async with writing(settings), _guard(settings) as guard:
+        assert guard.check(revoked).allowed
+        async with administering(settings) as admin:
+            await admin.create_partitions({topic: NewPartitions(total_count=added + 1) for topic in values})
+        async with AIOKafkaProducer(bootstrap_servers=settings.kafka) as producer:
+            for topic, value in values.items():
+                await _write_as_soon_as_it_serves(producer, topic, added, value)
+        await until(lambda: guard.check(revoked).revocation == "r-1", timeout_s=20)
+        await until(lambda: guard.check(over).cause == Cause.IDLE, timeout_s=20)
+
+
+async def _write_as_soon_as_it_serves(producer: AIOKafkaProducer, topic: str, partition: int, value: bytes) -> None:
+    """Write to a partition that was added a moment ago: the broker may not serve it yet."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(KafkaError):
+                await producer.send_and_wait(topic, value, partition=partition)
+                return
 
 
 async def _recreate(settings: Settings, sessions: list[str]) -> None:

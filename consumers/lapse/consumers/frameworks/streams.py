@@ -68,11 +68,13 @@ class Stream(Iterator[Any]):
 
     def close(self) -> None:
         """Called by the server when the response is over, one way or the other."""
-        if self._hook is not None:
-            self._hook.cancel()
-        close = getattr(self._source, "close", None)
-        if close is not None:
-            close()
+        try:
+            if self._hook is not None:
+                self._hook.cancel()
+        finally:
+            close = getattr(self._source, "close", None)
+            if close is not None:
+                close()
 
     def _watch(self) -> None:
         session = self._session
@@ -141,7 +143,7 @@ async def watching(guard: SyncGuard, session: ActiveSession, call: Callable[[End
         except RuntimeError:  # the loop has ended, and what was open in it
             return
 
-    # Registering waits for the guard's thread; that is another's loop, not to be waited for in this one.
+    # In a thread, for it starts a guard that has been stopped, and waits until that is fresh.
     hook = await asyncio.to_thread(
         guard.on_ended,
         ended,
@@ -153,7 +155,7 @@ async def watching(guard: SyncGuard, session: ActiveSession, call: Callable[[End
     try:
         yield
     finally:
-        await asyncio.to_thread(hook.cancel)
+        hook.cancel()
 
 
 class _End:

@@ -56,44 +56,60 @@ Scope: TypeAlias = tuple[str | None, str | None]
 
 EVERYONE: Final[Scope] = (None, None)
 
+_Order: TypeAlias = tuple[int, str, Decision]
+"""A revocation: (at, id, the denial by it). Of one at and id denials are equal: no comparison asks which is less."""
+
 
 class _Cutoff:
-    """The revocations of one scope."""
+    """The revocations of one scope.
+
+    Attributes:
+        decisions: the denial by each revocation; the writer's alone.
+        orders: the same, sorted by (at, id). Other threads read it while it is written: a list that one of them holds
+            only grows at its end, every other change is made in a new list.
+        newest: what started later passes; the largest at, or what that was a moment ago.
+    """
 
     __slots__ = ("decisions", "newest", "orders")
 
     def __init__(self) -> None:
         self.decisions: dict[str, Decision] = {}
-        self.orders: list[tuple[int, str]] = []  # (at, id), sorted
-        self.newest = 0  # the largest at: what started later passes
+        self.orders: list[_Order] = []
+        self.newest = 0
 
     def join(self, revocation: str, at: int, deny_until: int) -> bool:
         """Join an order; return whether it changed anything."""
         known = self.decisions.get(revocation)
-        if known is not None:
-            if known.due_at is None or at >= known.due_at:
-                return False
-            self.orders.remove((known.due_at, revocation))
-        self.decisions[revocation] = Decision(
-            allowed=False, cause=Cause.REVOKED, due_at=at, revocation=revocation, deny_until=deny_until
-        )
-        insort(self.orders, (at, revocation))
+        if known is not None and (known.due_at is None or at >= known.due_at):
+            return False
+        decision = Decision(allowed=False, cause=Cause.REVOKED, due_at=at, revocation=revocation, deny_until=deny_until)
+        self.decisions[revocation] = decision
+        order = (at, revocation, decision)
+        if known is None and (not self.orders or self.orders[-1] < order):
+            self.orders.append(order)
+        else:
+            orders = [one for one in self.orders if one[1] != revocation]
+            insort(orders, order)
+            self.orders = orders
         self.newest = self.orders[-1][0]
         return True
 
     def forget(self, over: int) -> bool:
-        """Forget the orders with at <= over; return whether any is left."""
+        """Forget the orders with at <= over; return whether any is left. Of none the scope is to be forgotten."""
         gone = bisect_left(self.orders, (over + 1, ""))
-        for _, revocation in self.orders[:gone]:
+        if gone == len(self.orders):
+            return False
+        for _, revocation, _ in self.orders[:gone]:
             del self.decisions[revocation]
-        del self.orders[:gone]
-        return bool(self.orders)
+        self.orders = self.orders[gone:]
+        return True
 
 
 class Denials:
     """The denials of one guard.
 
-    Written by one thread, which may be another than those that ask.
+    Written by one thread, which may be another than those that ask. They read without a lock, between any two steps of
+    the writer: what they can find is complete, and each change of it is one assignment.
 
     Args:
         session_life_max_ms: how long a revocation is kept after its `at`.
@@ -171,11 +187,10 @@ class Denials:
 
     def cut(self, scope: Scope, revocation: str, at: int) -> bool:
         """Join a revocation of all sessions of a scope; return whether it changed anything."""
-        cutoff = self.cutoffs.get(scope)
-        if cutoff is None:
-            cutoff = self.cutoffs[scope] = _Cutoff()
+        cutoff = self.cutoffs.get(scope) or _Cutoff()
         if not cutoff.join(revocation, at, at + self._life):
             return False
+        self.cutoffs[scope] = cutoff
         self._cutoffs_over.add(at + self._life, scope)
         return True
 
@@ -186,15 +201,15 @@ class Denials:
 
     def covering(self, subject: str | None, tenant: str | None, started_at: int) -> Decision | None:
         """Return the denial by the cutoffs that cover a session, that of the smallest (at, id), or None."""
-        first: tuple[int, str] | None = None
-        decisions: dict[str, Decision] = {}
+        first: _Order | None = None
         for scope in (EVERYONE, (tenant, None), (tenant, subject)):
             cutoff = self.cutoffs.get(scope)
             if cutoff is not None and started_at <= cutoff.newest:
-                order = cutoff.orders[bisect_left(cutoff.orders, (started_at, ""))]
-                if first is None or order < first:
-                    first, decisions = order, cutoff.decisions
-        return None if first is None else decisions[first[1]]
+                orders = cutoff.orders
+                place = bisect_left(orders, (started_at, ""))
+                if place < len(orders) and (first is None or orders[place] < first):
+                    first = orders[place]
+        return None if first is None else first[2]
 
     def forget(self, now: int) -> None:
         """Free what is over, and take no ending in any more that is.

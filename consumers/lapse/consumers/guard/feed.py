@@ -47,6 +47,10 @@ FETCH_MAX_WAIT_MS: Final = 100
 ten empty fetches a second and topic."""
 
 PROOF_INTERVAL_S: Final = 1.0
+METADATA_AGE_MAX_MS: Final = 2_000
+"""How old what the client knows of partitions may be. With PROOF_INTERVAL_S an added one is noticed within 3 s, the least
+that `stale_after_ms` can be: the client's own 5 minutes would have a guard say meanwhile that it knows all."""
+
 STUCK_AFTER_MS: Final = 10_000.0
 
 _LANDMARK_MS: Final = 600_000
@@ -88,7 +92,7 @@ class KafkaFeed:
     """
 
     def __init__(self, client: Mapping[str, Any], topics: TopicNames, name: str, clock: Callable[[], float]) -> None:
-        self._client = dict(client)
+        self._client = {**client, "metadata_max_age_ms": METADATA_AGE_MAX_MS}
         self._name = name
         self._clock = clock
         self._topics: dict[Source, str] = {"expiries": topics.expiries, "revocations": topics.revocations}

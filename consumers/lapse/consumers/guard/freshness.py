@@ -56,7 +56,6 @@ class Freshness:
 
     Attributes:
         fresh_until: when the guard will be stale unless it hears more; -inf while it is.
-        blind: why it cannot see, as a sentence; None if it can.
     """
 
     def __init__(self, stale_after_ms: int, at: float) -> None:
@@ -73,6 +72,7 @@ class Freshness:
 
     @property
     def blind(self) -> str | None:
+        """Return why the guard cannot see, as a sentence, or None if it can."""
         return next(iter((*self._unreadable.values(), *self._lost.values())), None)
 
     @property
@@ -166,9 +166,10 @@ class Freshness:
 
     def _renew(self) -> None:
         """Compute fresh_until anew."""
-        self.fresh_until = self._fresh_until()
-        if self.fresh_until != -inf:
-            self._known_at = self.fresh_until - self._stale_after
+        fresh_until = self._fresh_until()
+        if fresh_until != -inf:
+            self._known_at = fresh_until - self._stale_after  # first: another thread is to see no age of before
+        self.fresh_until = fresh_until
 
     def _fresh_until(self) -> float:
         partitions = len(self._progress["expiries"].ends)

@@ -23,10 +23,11 @@ from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
 from lapse.consumers.guard.packed import Block, Refused
 from lapse.consumers.guard.reports import LAST_REPORT_TIMEOUT_S, Reporter, percentile
+from lapse.consumers.monotonic import monotonic_ms
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 
-__all__ = ["Guard", "monotonic_ms"]
+__all__ = ["Guard"]
 
 _log = logging.getLogger("lapse.consumers")
 
@@ -37,10 +38,6 @@ STALE_AFTER_MIN_MS: Final = 3_000
 
 _WATERMARK_WAIT_S: Final = 3.0
 """How long a start waits for watermarks once everything is read: they come once a second while a processor runs."""
-
-
-def monotonic_ms() -> float:
-    return time.monotonic() * 1000
 
 
 class Guard:
@@ -201,6 +198,8 @@ class Guard:
             ValueError: `session` is no reference. A raw session id would never be found, and pass.
         """
         self.checks += 1
+        # Before the look-up: what another thread learns after it does not make this answer any fresher.
+        fresh_until = self._freshness.fresh_until
         denial = self._shards[hash(session) & SHARD].get(session)
         if denial is None and started_at is not None and self._cutoffs:
             denial = self._denials.covering(subject, tenant, started_at)
@@ -209,7 +208,7 @@ class Guard:
             return Refused(denial, session) if isinstance(denial, Block) else denial
         if len(session) != REFERENCE_LENGTH:
             raise ValueError("check takes a session's reference: session_reference(session_id)")
-        if self._clock() < self._freshness.fresh_until:
+        if self._clock() < fresh_until:
             return ALLOWED
         if (on_stale or self._on_stale) == "allow":
             self.allowed_while_stale += 1
@@ -247,6 +246,7 @@ class Guard:
 
     @property
     def fresh(self) -> bool:
+        """Return whether the guard knows enough to let sessions pass: else on_stale decides."""
         return self._clock() < self._freshness.fresh_until
 
     @property

@@ -64,8 +64,9 @@ class Hooks:
         self._tasks: set[asyncio.Task[object]] = set()
         self.failures = 0
 
-    def __len__(self) -> int:
-        return len(self._of_all) + sum(map(len, self._of_session.values()))
+    def __bool__(self) -> bool:
+        """Return whether there is any hook."""
+        return bool(self._of_all or self._of_session)
 
     def add(
         self,
@@ -86,6 +87,7 @@ class Hooks:
         return hook
 
     def remove(self, hook: Hook) -> None:
+        """Call it no more. Harmless if it was called or removed before."""
         self._of_all.pop(hook, None)
         if hook.session is not None:
             _discard(self._of_session, hook.session, hook)

@@ -122,7 +122,7 @@ class Intake:
 
     def _apply_expiries(self, partition: int, records: Sequence[LogRecord], at: float) -> None:
         join, wanted = self.denials.join_ending, self.hooks.wanted
-        watched = len(self.hooks) > 0
+        watched = bool(self.hooks)
         news_from = self._news_from("expiries", partition)
         told = watched or records[-1].offset >= news_from  # else what is joined is history that nobody waits for
         for record in records:

@@ -8,44 +8,55 @@ shares nothing with the parent's or another child's.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
-from lapse.consumers.guard.decisions import Decision, OnStale
+from lapse.consumers.guard.decisions import Decision, Ended, OnStale
 from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS
 from lapse.consumers.guard.feed import Feed
-from lapse.consumers.guard.guard import Guard, monotonic_ms
+from lapse.consumers.guard.guard import Guard
 from lapse.consumers.guard.hooks import Hook, OnEnded
 from lapse.consumers.loop_thread import CALL_ERRORS, InThread, LoopThread, end_at_exit, has_ended
+from lapse.consumers.monotonic import monotonic_ms
 from lapse.schemas import GuardStatus
 
 __all__ = ["SyncGuard", "SyncHook"]
 
 _log = logging.getLogger("lapse.consumers")
 
-T = TypeVar("T")
-
 _START_TIMEOUT_S: Final = 5.0
 """Beyond ready_timeout_s: for a machine so busy that the guard's own timeout comes late."""
 
 _STOP_TIMEOUT_S: Final = 15.0
-_CALL_TIMEOUT_S: Final = 5.0
 
 
 class SyncHook:
-    """One registration; `cancel` ends it."""
+    """One registration; `cancel` ends it. It is kept by the guard's loop, which nothing here waits for."""
 
-    def __init__(self, guard: "SyncGuard", hook: Hook) -> None:
+    def __init__(self, guard: "SyncGuard", callback: OnEnded, session: str | None, **known: Any) -> None:
         self._guard = guard
-        self._hook = hook
+        self._callback = callback
+        self._session = session
+        self._known = known
+        self._hook: Hook | None = None  # the loop's, from when it has registered it
+        self._cancelled = False
 
     def cancel(self) -> None:
         """Call it no more. Harmless if it was called or cancelled before."""
-        self._guard._in_loop(self._cancel)
+        self._cancelled = True
+        self._guard._of_all.pop(self, None)
+        self._guard._in_loop(self._remove)
 
-    def _cancel(self) -> None:
-        self._hook.cancel()
-        self._guard._forget(self._hook)
+    def _register(self) -> None:
+        if not self._cancelled:
+            self._hook = self._guard._inner.on_ended(self._call, self._session, **self._known)
+
+    def _remove(self) -> None:
+        if self._hook is not None:
+            self._hook.cancel()
+
+    def _call(self, ended: Ended) -> Awaitable[object] | object:
+        return None if self._cancelled else self._callback(ended)
 
 
 class SyncGuard(InThread[Guard]):
@@ -75,7 +86,7 @@ class SyncGuard(InThread[Guard]):
     ) -> None:
         self.service = service
         self._ready_timeout_s = ready_timeout_s
-        self._of_all: dict[Hook, OnEnded] = {}  # hooks of all sessions, which a child takes over
+        self._of_all: dict[SyncHook, None] = {}  # hooks of all sessions, which a child takes over
         super().__init__(
             lambda: Guard(
                 bootstrap_servers,
@@ -146,20 +157,18 @@ class SyncGuard(InThread[Guard]):
     ) -> SyncHook:
         """Call back when the session ends, or for each session that ends from now on, as `Guard.on_ended` does.
 
-        The callback runs in the guard's thread, which must not wait for long; an asynchronous one in the guard's loop.
+        It does not wait for the guard's thread, also where that is busy: what is refused already is called there soon.
+        The callback runs in that thread, which must not wait for long; an asynchronous one in the guard's loop.
         A hook of all sessions is taken over by children that are forked afterwards, that of one session is not: what it
         closes is open in this process.
         """
-
-        def register() -> Hook:
-            hook = self._inner.on_ended(callback, session, subject=subject, tenant=tenant, started_at=started_at)
-            if session is None:
-                self._of_all[hook] = callback
-            return hook
-
-        if session is not None:
+        hook = SyncHook(self, callback, session, subject=subject, tenant=tenant, started_at=started_at)
+        if session is None:
+            self._of_all[hook] = None
+        else:
             self.start()
-        return SyncHook(self, self._in_loop(register))
+        self._in_loop(hook._register)
+        return hook
 
     @property
     def checks(self) -> int:
@@ -178,6 +187,7 @@ class SyncGuard(InThread[Guard]):
 
     @property
     def fresh(self) -> bool:
+        """Return whether this process's guard knows enough to let sessions pass: else on_stale decides."""
         return self._inner.fresh
 
     @property
@@ -202,7 +212,8 @@ class SyncGuard(InThread[Guard]):
     def after_fork(self) -> None:
         """In a forked child: start anew, with nothing of the parent's."""
         super().after_fork()
-        self._of_all = {self._inner.on_ended(callback): callback for callback in self._of_all.values()}
+        for hook in self._of_all:
+            hook._register()
 
     def _started(self) -> Guard:
         """Start, and return the guard; where no thread can be had it is stale, and the next check tries again."""
@@ -223,16 +234,13 @@ class SyncGuard(InThread[Guard]):
             self._guard = self._inner
             return self._guard
 
-    def _in_loop(self, work: Callable[[], T]) -> T:
-        """Do something in the thread that owns the hooks."""
+    def _in_loop(self, work: Callable[[], None]) -> None:
+        """Do something in the thread that owns the hooks, one after the other; do not wait for it."""
         thread = self._thread
-        if thread is None or thread.is_here:
-            return work()
-
-        async def do() -> T:
-            return work()
-
-        return thread.call(do(), _CALL_TIMEOUT_S)
-
-    def _forget(self, hook: Hook) -> None:
-        self._of_all.pop(hook, None)
+        if thread is not None and not thread.is_here:
+            try:
+                thread.loop.call_soon_threadsafe(work)
+                return
+            except RuntimeError:  # the loop has ended: nobody owns them
+                pass
+        work()

@@ -3,6 +3,8 @@
     request -> nobody's:  passes untouched
             -> refused:   the session is flushed; a browser that goes to a page is sent to LOGIN_URL, anything else gets
                           401 problem+json. LOGIN_URL and views marked @unguarded go on as nobody's
+            -> unknown:   the guard is stale: the view's @on_stale or ON_STALE says whether it goes on or gets 401,
+                          also where no view is reached. LOGIN_URL and views marked @unguarded go on
             -> allowed:   goes on; what reaches a view is a touch, unless the view is marked @background or the request
                           has the header X-Lapse-Background: 1
 
@@ -29,7 +31,7 @@ from lapse.consumers.frameworks.identity import ActiveSession
 from lapse.consumers.frameworks.marks import is_background, is_unguarded, on_stale_of
 from lapse.consumers.frameworks.problem import HEADERS, STATUS, problem
 from lapse.consumers.frameworks.streams import Stream, async_stream
-from lapse.consumers.guard import Decision
+from lapse.consumers.guard import DENIED_STALE, Decision, OnStale
 
 __all__ = ["LapseMiddleware"]
 
@@ -70,22 +72,20 @@ class LapseMiddleware:
         identity = sessions.of_session(request, lapse) if lapse.identify is None else lapse.identify(request)
         if identity is None:
             return None
-        # What the route says of a stale guard is known when there is a view; an ended session ends here.
-        session = lapse.gate.check(identity, "allow")
-        if session.decision.allowed:
-            request.lapse, request.lapse_over = session, threading.Event()
-            return None
-        return self._refuse_ended(request, session.decision)
+        # What is to be done without enough knowledge hangs on the view, which a fresh guard need not find.
+        session = lapse.gate.check(identity, None if lapse.guard.fresh else _on_stale(request))
+        decision = session.decision
+        if not decision.allowed:
+            return _problem(decision) if decision.stale else self._refuse_ended(request, decision)
+        request.lapse, request.lapse_over = session, threading.Event()
+        return None
 
     def _process_view(self, request: Any, view: Any, args: Any, kwargs: Any) -> Any:
         session: ActiveSession | None = getattr(request, "lapse", None)
         if session is None or is_unguarded(view):
             return None
-        if session.decision.stale:
-            # The check said that it knows no ending: this one asks what is to be done without enough knowledge.
-            decision = _again(session, on_stale_of(view))
-            if not decision.allowed and not _passes_all(request):
-                return _problem(decision)
+        if session.decision.stale and on_stale_of(view) == "deny" and not _is_login(request):
+            return _problem(DENIED_STALE)  # another view than the path's: a middleware behind this one set the urlconf
         if request.headers.get(BACKGROUND) != "1" and not is_background(view):
             enforcement().gate.touch(session)
         return None
@@ -118,16 +118,6 @@ class LapseMiddleware:
         return response
 
 
-def _again(session: ActiveSession, on_stale: Any) -> Decision:
-    return enforcement().guard.check(
-        session.reference,
-        subject=session.subject,
-        tenant=session.tenant,
-        started_at=session.started_at,
-        on_stale=on_stale,
-    )
-
-
 def _problem(decision: Decision) -> Any:
     response = HttpResponse(problem(decision), status=STATUS)
     for name, value in HEADERS:
@@ -137,12 +127,25 @@ def _problem(decision: Decision) -> Any:
 
 def _passes_all(request: Any) -> bool:
     """Return whether the request goes to LOGIN_URL or to a view that serves everybody."""
-    if request.path == urlsplit(resolve_url(settings.LOGIN_URL)).path:
-        return True
+    return _is_login(request) or is_unguarded(_view(request))
+
+
+def _is_login(request: Any) -> bool:
+    path: str = urlsplit(resolve_url(settings.LOGIN_URL)).path
+    return bool(request.path == path)
+
+
+def _on_stale(request: Any) -> OnStale | None:
+    """Return what a stale guard does with the request, None where no view says it."""
+    return "allow" if _passes_all(request) else on_stale_of(_view(request))
+
+
+def _view(request: Any) -> Any:
+    """Return the view that the request's path leads to by what is known here, or None."""
     try:
-        return is_unguarded(resolve(request.path_info, getattr(request, "urlconf", None)).func)
+        return resolve(request.path_info, getattr(request, "urlconf", None)).func
     except Resolver404:
-        return False
+        return None
 
 
 def _length(response: Any) -> int | None:
