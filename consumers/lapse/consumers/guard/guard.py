@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+from lapse.consumers.clock import monotonic_ms
 from lapse.consumers.guard.decisions import ALLOWED, ALLOWED_STALE, DENIED_STALE, ON_STALE, Decision, Ended, OnStale
 from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS, SHARD, Denials
 from lapse.consumers.guard.feed import Feed, KafkaFeed
@@ -23,7 +24,6 @@ from lapse.consumers.guard.hooks import Hook, Hooks, OnEnded
 from lapse.consumers.guard.intake import Intake
 from lapse.consumers.guard.packed import Block, Refused
 from lapse.consumers.guard.reports import LAST_REPORT_TIMEOUT_S, Reporter, percentile
-from lapse.consumers.monotonic import monotonic_ms
 from lapse.consumers.producer import WRITE_ERRORS, Producer
 from lapse.schemas import NAME_LENGTH_MAX, Cause, ConfigError, GuardStatus, PropagationMs, TopicNames
 

@@ -11,13 +11,13 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from lapse.consumers.clock import monotonic_ms
 from lapse.consumers.guard.decisions import Decision, Ended, OnStale
 from lapse.consumers.guard.denials import SESSION_LIFE_MAX_MS
 from lapse.consumers.guard.feed import Feed
 from lapse.consumers.guard.guard import Guard
 from lapse.consumers.guard.hooks import Hook, OnEnded
 from lapse.consumers.loop_thread import CALL_ERRORS, InThread, LoopThread, end_at_exit, has_ended
-from lapse.consumers.monotonic import monotonic_ms
 from lapse.schemas import GuardStatus
 
 __all__ = ["SyncGuard", "SyncHook"]
