@@ -48,8 +48,8 @@ ten empty fetches a second and topic."""
 
 PROOF_INTERVAL_S: Final = 1.0
 METADATA_AGE_MAX_MS: Final = 2_000
-"""How old what the client knows of partitions may be. With PROOF_INTERVAL_S an added one is noticed within 3 s, the least
-that `stale_after_ms` can be: the client's own 5 minutes would have a guard say meanwhile that it knows all."""
+"""How old what the client knows of partitions may be. With PROOF_INTERVAL_S an added one is noticed within 3 s, the
+least that `stale_after_ms` can be. The client's own 5 minutes would have a guard say meanwhile that it knows all."""
 
 STUCK_AFTER_MS: Final = 10_000.0
 
