@@ -231,7 +231,7 @@ async def _write_as_soon_as_it_serves(producer: AIOKafkaProducer, topic: str, pa
     async with asyncio.timeout(20):
         while True:
             with contextlib.suppress(KafkaError):
-                await producer.send_and_wait(topic, value, partition=partition)
+                await producer.send_and_wait(topic, value, key=b"key", partition=partition)
                 return
 
 
