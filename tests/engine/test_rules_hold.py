@@ -350,3 +350,16 @@ def test_a_first_tick_that_comes_after_the_grace_of_the_gap_ends_the_hold() -> N
     assert p.is_live()
     p.add(17_100, touched("other"))
     assert (p.ending.held, p.ending.decided_at) == (True, at(17_100))
+
+
+def test_a_restore_in_a_hold_sets_the_timers_that_were_set() -> None:
+    """What is past is not looked at again for its warning: the state that follows is the log's, not the restore's."""
+    p = Partition(default_policy(4000, 12_000, warn_before_ms=1500))
+    p.add(0, started())
+    p.tick(4039, up_ms=0)
+    p.add(4110, touched(age_ms=4030, since_ms=4030))
+    engine = p.restored(p.engine.cut().records)
+    later = p.log.add(4150, tick(4150, up_ms=0))
+    p.engine.apply([later])
+    engine.apply([later])
+    assert engine.sessions.table.warned == p.engine.sessions.table.warned

@@ -113,6 +113,6 @@ def _load(engine: PartitionEngine, latest: dict[bytes, bytes | None], marker: di
     engine.raised = tuple(marker["raised"])
     engine.clock.load(marker["clock"])
     engine.origins = {partition: (offset, entry) for partition, offset, entry in marker["origins"]}
+    sessions.time = engine.clock.time  # by which timers are set: what is past is not warned of
     sessions.rebuild()
-    sessions.time = engine.clock.time
     return engine
