@@ -244,8 +244,10 @@ async def test_djangos_table_in_postgresql_loses_what_ended_before_and_just_now(
 ) -> None:
     with postgres(tmp_path) as url:
         async with await AsyncConnection.connect(url, autocommit=True) as database, writing(settings) as writer:
-            await database.execute("CREATE TABLE django_session (session_key varchar(40) PRIMARY KEY)")
-            await database.execute("INSERT INTO django_session VALUES ('old'), ('live')")
+            await database.execute(
+                "CREATE TABLE django_session (session_key varchar(40) PRIMARY KEY, session_data text)"
+            )
+            await database.execute("INSERT INTO django_session VALUES ('old', ''), ('live', '')")
             await end(writer, "old")
 
             async def left() -> set[str]:
@@ -257,7 +259,7 @@ async def test_djangos_table_in_postgresql_loses_what_ended_before_and_just_now(
                     return await left() == {"live"}
 
                 await until_true(only_live)
-                await database.execute("INSERT INTO django_session VALUES ('young')")
+                await database.execute("INSERT INTO django_session VALUES ('young', '')")
                 await end(writer, "young")
                 await until_true(only_live)
                 await until_committed(settings, "apply-django")

@@ -75,7 +75,7 @@ async def until_seen(
         found = {(row["service"], row["instance"]): {one["kind"] for one in row["findings"]} for row in rows}
         if found == wanted:
             return code, rows
-        assert time.monotonic() < give_up_at, rows
+        assert time.monotonic() < give_up_at, (found, rows)
 
 
 async def publish(writer: Writer) -> None:
@@ -146,6 +146,8 @@ async def test_a_guard_that_stops_leaves_one_that_is_killed_stays_and_a_service_
             guarding(settings, "legacy", "only") as only,
         ):
             await fresh(runs, stops, dies, only)
+            everybody = [("shop", "runs"), ("shop", "stops"), ("shop", "dies"), ("legacy", "only")]
+            await until_seen(settings, {one: set() for one in everybody})  # each has reported since it is fresh
             for process in (stops, only):
                 await asyncio.to_thread(process.communicate, "")
                 assert process.returncode == 0

@@ -263,8 +263,9 @@ def test_a_bad_entry_of_a_packed_record_is_dead_lettered_alone(written: Written)
     bad: list[Any] = [
         ["s", SUBJECT, None], ["s", SUBJECT, None, "0"], ["", SUBJECT, None, 0], ["s", SUBJECT, "a/b", 0], None, "s",
         {}, ["s", SUBJECT, None, 0, 0, 0, 0], ["s", SUBJECT, None, 0, None, -(2**63) - 1],
-        ["s" * 257, SUBJECT, None, 0],
+        ["s" * 257, SUBJECT, None, 0], [],
     ]  # fmt: skip
+    told = 8  # further ones of a record have no letter
     touches = [[sessions[0], SUBJECT, None, 30], *bad[:5], [sessions[1], SUBJECT, None, 20, 900, 400], *bad[5:],
                [sessions[2], SUBJECT, None, 10]]  # fmt: skip
     value = packed(*touches)
@@ -277,9 +278,9 @@ def test_a_bad_entry_of_a_packed_record_is_dead_lettered_alone(written: Written)
         assert ending["cause"] == "closed"
         assert ending["evidence"]["offset"] == close.offset
         assert ending["last_seen_at"] == stood.stamp - age
-    entries = [index for index, one in enumerate(touches) if one in bad]
+    entries = [index for index, one in enumerate(touches) if one in bad][:told]
     letters = estate.read("dead-letters").until(
-        lambda seen: len(of_record(seen, stood)) >= len(bad), f"a letter for each of {entries}"
+        lambda seen: len(of_record(seen, stood)) >= told, f"a letter for each of {entries}"
     )
     assert [letter["entry"] for letter in of_record(letters, stood)] == entries
     for letter in of_record(letters, stood):

@@ -54,5 +54,7 @@ async def test_what_is_old_by_log_time_goes_and_nothing_else(settings: Settings)
     await restored.look(topics.activity, NOW + 7 * DAY, 10)
     assert await beginnings(settings) == {"activity": 3, "revocations": 0, "expiries": 0}
     await restored.look(topics.activity, NOW + 30 * DAY, 10)
-    # Activity has come to the mark of seven days; the others to the first.
+    # Activity has come to the mark of seven days, revocations to the first; endings are kept a day longer.
+    assert await beginnings(settings) == {"activity": 10, "revocations": 5, "expiries": 0}
+    await restored.look(topics.activity, NOW + 31 * DAY, 10)
     assert await beginnings(settings) == {"activity": 10, "revocations": 5, "expiries": 5}
