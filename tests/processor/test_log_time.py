@@ -68,3 +68,14 @@ async def test_it_is_known_from_the_first_append_on() -> None:
     known.append(log_time.known)
     assert known == [False, True]
     await log_time.wait_known()
+
+
+def test_an_age_goes_by_the_lesser_of_both_clocks_until_the_engine_can_say() -> None:
+    """Whichever was set forward must not make a session older than it is; what the engine says is neither's."""
+    said: list[float] = []
+    log_time = LogTime(lambda mono_ms: said[-1] if said else None)
+    log_time.observe(sent_ms=0, acked_ms=2, appended_at=3_600_002)
+    assert log_time.surely_at(2, wall_at=5_000) == 5_000
+    assert log_time.surely_at(2, wall_at=9_000_000) == 3_600_002
+    said.append(4_000.0)
+    assert log_time.surely_at(2, wall_at=1) == 4_000

@@ -195,7 +195,7 @@ class Owner:
         if not self.log_time.known:
             return
         for forward, place in self._forwards:
-            passed = self.log_time.at(self.process.mono()) - forward.stamp
+            passed = self.log_time.surely_at(self.process.mono(), self.process.wall_at()) - forward.stamp
             record = grown(forward.record, int(passed))
             record["mac"] = sign(record, topic=TOPIC, partition=forward.partition, key=KEY)
             key = subject_key(record["subject"], record.get("tenant"))

@@ -75,7 +75,7 @@ class Forwarder:
             sent.add_done_callback(partial(_pass_on, stands))
 
     async def _send(self, one: Forward) -> "asyncio.Future[RecordMetadata]":
-        passed = self._log_time.at(clocks.mono_ms()) - one.stamp
+        passed = self._log_time.surely_at(clocks.mono_ms(), clocks.wall_at()) - one.stamp
         record = grown(one.record, int(passed))
         record["mac"] = sign(record, topic=self._topic, partition=one.partition, key=self._key)
         key = subject_key(record["subject"], record.get("tenant"))

@@ -15,7 +15,10 @@ reaches a due instant comes back with a stamp that is not before it. It lags by 
 a millisecond. The bound is lowered by what two quartz clocks may drift apart, and dropped when an upper bound falls
 below it: then the broker's clock went back.
 
-A wrong estimate costs lateness, or a tick too many. It ends nobody: the log's own stamps decide.
+A wrong estimate costs lateness, or a tick too many. It ends nobody: the log's own stamps decide. But the age of a
+forwarded record is counted by it, and one that is too high would end a session. So as long as the engine cannot say
+log time, and a step may be among what it has not read, an age goes by the lesser of the bound and the wall clock
+(`surely_at`): too low an age makes a session younger, late at worst.
 """
 
 import asyncio
@@ -78,3 +81,15 @@ class LogTime:
         """
         disciplined = self._disciplined(mono_ms)
         return mono_ms + self._ahead_ms + self._offset_ms() if disciplined is None else disciplined
+
+    def surely_at(self, mono_ms: float, wall_at: int) -> float:
+        """Return log time as an age may go by it: what was set, the broker's clock or this machine's, adds nothing.
+
+        Defined once `known`.
+
+        Args:
+            mono_ms: now, by the monotonic clock.
+            wall_at: now, by the wall clock, epoch ms.
+        """
+        disciplined = self._disciplined(mono_ms)
+        return min(self.at(mono_ms), wall_at) if disciplined is None else disciplined
