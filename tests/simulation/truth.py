@@ -90,8 +90,8 @@ def is_beyond_promise(world: World, partition: int) -> bool:
     ticks = [t for t, _ in told]
     if sum(tick < steps[0] for tick in ticks) < TICKS_FIRST:
         return True
-    # A step in an outage, or not yet decided when it begins, with a change of owner in or next to it: nothing tells how long
-    # it was (ADR 0006 g).
+    # A step in an outage, or not yet decided when it begins, with a change of owner in or next to it: nothing tells how
+    # long it was (ADR 0006 g).
     for a, b in pairwise(ticks):
         epochs = {epoch for t, epoch in told if a - BETWEEN_DECISIONS_MS <= t <= b + BETWEEN_DECISIONS_MS}
         if b - a > OUTAGE_MS and len(epochs) > 1 and any(a - BETWEEN_DECISIONS_MS <= step < b for step in steps):
