@@ -6,12 +6,9 @@ The guard reads the in-memory feed, in its own thread as it would read a broker;
 import asyncio
 import contextlib
 import inspect
-import logging
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,21 +28,13 @@ from lapse.consumers.frameworks.streams import Stream
 from lapse.consumers.guard import ALLOWED
 from lapse.consumers.guard.feed import Feed
 from lapse.consumers.guard.intake import Intake
-from lapse.consumers.loop_thread import LoopThread
-from lapse.consumers.testing import MemoryFeed, SyncMemoryPublisher
-from lapse.schemas import SessionClosed, SessionStarted, SessionTouched
+from lapse.consumers.testing import MemoryFeed
 
 from tests.consumers.forking import in_child
+from tests.consumers.threads import together, until
 
 A, B = session_reference("a"), session_reference("b")
 THREADS, CALLS = 8, 2_000
-
-
-def _together(work: "list[threading.Thread]") -> None:
-    for thread in work:
-        thread.start()
-    for thread in work:
-        thread.join()
 
 
 @pytest.fixture
@@ -60,13 +49,6 @@ def _guarded(feed: Feed, memory: MemoryFeed, **options: object) -> Iterator[Sync
         yield guard
     finally:
         guard.stop()
-
-
-def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(("threaded", "plain"), [(SyncGuard, Guard), (SyncActivityPublisher, ActivityPublisher)])
@@ -96,7 +78,7 @@ def test_many_threads_may_ask_first_and_all_are_counted(feed: MemoryFeed) -> Non
             for _ in range(CALLS):
                 answers.add((guard.check(A).allowed, guard.check(B).allowed))
 
-        _together([threading.Thread(target=ask) for _ in range(THREADS)])
+        together([threading.Thread(target=ask) for _ in range(THREADS)])
         assert answers == {(False, True)}
         assert (guard.checks, guard.refused) == (2 * THREADS * CALLS, THREADS * CALLS)
         assert len([t for t in threading.enumerate() if t.name == "lapse-guard-shop"]) == 1
@@ -156,7 +138,7 @@ def test_hooks_run_in_the_guards_thread_and_may_be_cancelled(feed: MemoryFeed) -
         feed.end(A)
         feed.end(B)
         guard.on_ended(hear, A)  # refused already: told soon
-        _until(lambda: len(heard) == 4)
+        until(lambda: len(heard) == 4)
     assert sorted(heard) == sorted([(A, "lapse-guard-shop"), (B, "lapse-guard-shop")] * 2)
 
 
@@ -172,7 +154,7 @@ def test_a_hook_may_ask_the_guard_and_may_be_asynchronous(feed: MemoryFeed) -> N
         guard.on_ended(lambda ended: answers.append(guard.check(ended.session).allowed), A)
         guard.on_ended(lambda ended: answers.append(guard.check(ended.session).allowed), B)
         feed.end(B)
-        _until(lambda: answers == [False, False])
+        until(lambda: answers == [False, False])
 
 
 @contextlib.contextmanager
@@ -198,7 +180,7 @@ def test_hooks_are_registered_and_cancelled_while_the_guards_thread_is_busy(feed
                 guard.on_ended(lambda _: heard.append("cancelled"), session).cancel()
         feed.end(A)
         feed.end(B)
-        _until(lambda: len(heard) == 3)
+        until(lambda: len(heard) == 3)
         assert heard == [f"kept {A}", f"all {A}", f"all {B}"]
 
 
@@ -206,12 +188,12 @@ def test_no_call_comes_after_cancel_and_nothing_is_left_of_it(feed: MemoryFeed) 
     heard: list[str] = []
     with _guarded(_InLoop(feed), feed) as guard:
         hook = guard.on_ended(lambda ended: heard.append(ended.session), A)
-        _until(lambda: bool(guard._inner._hooks))
+        until(lambda: bool(guard._inner._hooks))
         with _busy(guard):
             feed.end(A)
             hook.cancel()  # the ending waits in front of it
             hook.cancel()
-        _until(lambda: not guard._inner._hooks)
+        until(lambda: not guard._inner._hooks)
         assert guard._inner.entries == 1
         assert heard == []
 
@@ -288,7 +270,7 @@ def test_a_child_starts_anew_and_shares_nothing(feed: MemoryFeed) -> None:
             cancelled.cancel()
             refused = not guard.check(A)
             feed.end(B)
-            _until(lambda: told == [B])
+            until(lambda: told == [B])
             instance = guard.status().instance
             guard.stop()
             return (*began, refused, not guard.check(B), told, instance)
@@ -303,7 +285,7 @@ def test_a_child_starts_anew_and_shares_nothing(feed: MemoryFeed) -> None:
         cancelled.cancel()
         assert guard.check(B)  # the child's feed is the child's
         feed.end(B)  # the parent's thread goes on
-        _until(lambda: told == [B])
+        until(lambda: told == [B])
 
 
 def test_a_guard_that_was_never_started_may_be_forked_too(feed: MemoryFeed) -> None:
@@ -380,138 +362,3 @@ class _Slow:
 
     async def stop(self) -> None:
         await self._feed.stop()
-
-
-# The publisher
-
-
-def test_notes_of_many_threads_are_all_taken() -> None:
-    publisher = SyncMemoryPublisher()
-
-    def tell(name: str) -> None:
-        for number in range(200):
-            publisher.touched(session_reference(f"{name}-{number}"), "u")
-
-    _together([threading.Thread(target=tell, args=(str(number),)) for number in range(THREADS)])
-    assert publisher.stats.touches == THREADS * 200
-    told = publisher.take()
-    assert len({activity.session for activity in told}) == THREADS * 200
-
-
-def test_no_method_waits_or_raises_without_a_broker() -> None:
-    publisher = SyncActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
-    took = []
-    for number in range(2_000):
-        session = session_reference(f"s-{number}")
-        for note in (publisher.started, publisher.touched, publisher.refreshed, publisher.elevated, publisher.closed):
-            began = time.thread_time()
-            note(session, "u")
-            took.append(time.thread_time() - began)
-    publisher.touched(None, None)  # type: ignore[arg-type]  # what is tested
-    publisher.touched(A, "u", hold_ms="x")  # type: ignore[arg-type]  # likewise
-    assert sorted(took)[-10] < 0.01  # but for a collection of garbage, which comes to any call
-    began = time.monotonic()
-    publisher.stop(0.2)
-    assert time.monotonic() - began < 8
-    assert publisher.stats.malformed == 2
-    assert publisher.stats.waiting == publisher.waiting > 0
-
-
-def test_after_stop_it_says_that_nothing_is_noted(caplog: pytest.LogCaptureFixture) -> None:
-    publisher = SyncActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
-    publisher.start()
-    publisher.stop(0.0)
-    with caplog.at_level(logging.WARNING, "lapse.consumers"):
-        publisher.touched(A, "u")
-        publisher.closed(A, "u")
-    assert publisher.stats.after_stop == 2
-    assert "after stop()" in caplog.text
-    publisher.start()
-    publisher.closed(A, "u")
-    _until(lambda: publisher.waiting == 1)
-    publisher.stop(0.0)
-
-
-def test_the_sync_memory_publisher_tells_what_the_other_does() -> None:
-    publisher = SyncMemoryPublisher()
-    with publisher:
-        publisher.started(A, "u", policy="p")
-        publisher.touched(A, "u", hold_ms=600_000)
-        publisher.clock.advance(10)
-        publisher.closed(A, "u")
-        assert publisher.flush()
-    publisher.closed(B, "u")
-    told = publisher.take()
-    assert [type(activity) for activity in told] == [SessionStarted, SessionTouched, SessionClosed]
-    assert [activity.age_ms for activity in told] == [10, 10, 0]
-    assert isinstance(told[1], SessionTouched)
-    assert told[1].hold_ms == 600_000
-    assert publisher.stats.after_stop == 1
-
-
-def test_a_child_tells_its_own_and_leaves_the_parents_notes_to_the_parent() -> None:
-    publisher = SyncActivityPublisher("127.0.0.1:1", service="shop", delivery_timeout_ms=100)
-    publisher.closed(A, "u")
-    _until(lambda: publisher.waiting == 1)
-
-    def child() -> tuple[int, int, int]:
-        before = publisher.waiting
-        publisher.touched(A, "u")
-        publisher.closed(B, "u")
-        after = publisher.waiting
-        publisher.stop(0.0)
-        publisher.touched(A, "u")
-        return before, after, publisher.stats.after_stop
-
-    assert in_child(child) == (0, 2, 1)
-    publisher.closed(B, "u")
-    _until(lambda: publisher.waiting == 2)
-    assert publisher.stats.after_stop == 0
-    publisher.stop(0.0)
-
-
-# The thread
-
-
-def test_a_living_child_keeps_no_connection_of_the_parent_open_and_disturbs_none() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = LoopThread("test")
-        reader, writer = thread.call(asyncio.open_connection(*server.getsockname()[:2]), 10.0)
-        connection, _ = server.accept()
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            thread.abandon()
-            os.close(writing)
-            os.read(reading, 1)  # it lives until the parent closes its end
-            os._exit(0)
-        try:
-            connection.sendall(b"hello\n")
-            assert thread.call(reader.readline(), 10.0) == b"hello\n"  # the parent's epoll is whole
-            thread.loop.call_soon_threadsafe(writer.close)
-            connection.settimeout(10.0)
-            assert connection.recv(1) == b""  # and the end of the connection is seen although the child lives
-        finally:
-            os.close(writing)
-            os.close(reading)
-            os.waitpid(child, 0)
-            connection.close()
-            thread.stop()
-
-
-def test_a_thread_that_ends_cancels_what_runs_in_it() -> None:
-    thread = LoopThread("test")
-    cancelled = threading.Event()
-
-    async def run() -> None:
-        try:
-            await asyncio.sleep(3_600)
-        finally:
-            cancelled.set()
-
-    thread.submit(run())
-    thread.call(asyncio.sleep(0), 10.0)
-    thread.stop()
-    assert cancelled.is_set()
-    with pytest.raises(RuntimeError):
-        thread.call(asyncio.sleep(0), 1.0)
